@@ -1,0 +1,58 @@
+package domain
+
+import "time"
+
+// Outcome is the verdict on one use of a key. Its number is what usage events
+// store, so it never changes; its text is what clients read.
+type Outcome uint8
+
+// The outcomes, in the order in which one hides another: a key that is both
+// revoked and expired is revoked.
+const (
+	OutcomeValid Outcome = iota
+	OutcomeNotFound
+	OutcomeRevoked
+	OutcomeDisabled
+	OutcomeExpired
+	OutcomeInsufficientScope
+	OutcomeRateLimited
+	outcomes
+)
+
+// Outcomes is how many there are: the size of an array that is indexed by them.
+const Outcomes = int(outcomes)
+
+var outcomeTexts = [Outcomes]string{"VALID", "NOT_FOUND", "REVOKED", "DISABLED", "EXPIRED", "INSUFFICIENT_SCOPE", "RATE_LIMITED"}
+
+func (o Outcome) String() string {
+	if int(o) < Outcomes {
+		return outcomeTexts[o]
+	}
+	return "UNKNOWN"
+}
+
+// ParseOutcome reads what String wrote.
+func ParseOutcome(text string) (Outcome, error) {
+	for o, t := range outcomeTexts {
+		if t == text {
+			return Outcome(o), nil
+		}
+	}
+	return 0, Invalid("outcome", "is not a known outcome")
+}
+
+// Judge gives the verdict on a use of a known key, but for its limit: a limit is
+// looked at last, since a refusal for any other reason costs none.
+func (k Key) Judge(now time.Time, required Scopes) Outcome {
+	switch {
+	case k.Revoked:
+		return OutcomeRevoked
+	case k.Disabled:
+		return OutcomeDisabled
+	case k.Expired(now):
+		return OutcomeExpired
+	case !k.Scopes.ImplyAll(required):
+		return OutcomeInsufficientScope
+	}
+	return OutcomeValid
+}
