@@ -1,0 +1,40 @@
+package domain
+
+import "time"
+
+// Verification asks for a verdict on one presented key.
+type Verification struct {
+	Digest   Digest
+	Required Scopes         // scopes that the key must imply; may be empty
+	Within   OrganizationID // when set, another organization's key is not found
+	Now      time.Time      // read after the request arrived, with its monotonic part
+}
+
+// Verdict is the answer to a Verification. Only Outcome and Position are set
+// when the key is not found.
+type Verdict struct {
+	Outcome      Outcome
+	Key          KeyID
+	Organization OrganizationID
+	Name         string
+	Scopes       Scopes // shared: never modified
+	ExpiresAt    time.Time
+	Version      uint64   // of the key's stream: what a command authorised by this key guards
+	Position     Position // of the lifecycle lane at which this was decided
+	Limit        Limit
+}
+
+// Limit is where a key stands against its limit. The zero Limit is none.
+type Limit struct {
+	PerMinute uint32 // 0: the key has no limit
+	Remaining uint32
+	Reset     time.Time // when Remaining is PerMinute again
+}
+
+// KeyQuery asks for one page of an organization's keys, newest first.
+type KeyQuery struct {
+	Organization OrganizationID
+	Before       KeyID    // only keys listed after this one; zero: from the start
+	Most         int      // page size; 0: all
+	AtLeast      Position // the page shows at least everything up to here
+}
