@@ -56,6 +56,14 @@ func (id KeyID) String() string { return KeyIDPrefix + ID(id).ULID() }
 // IsZero says whether there is no id at all.
 func (id KeyID) IsZero() bool { return id == KeyID{} }
 
+// ParseID reads a ULID or a UUID.
+func ParseID(text string) (ID, error) {
+	if id, ok := parseID(text); ok {
+		return id, nil
+	}
+	return ID{}, Invalid("id", "must be a UUID or a ULID")
+}
+
 // ParseKeyID reads any spelling of a key's id: key_ and a ULID, a bare ULID, or a UUID.
 func ParseKeyID(text string) (KeyID, error) {
 	if id, ok := parseID(strings.TrimPrefix(text, KeyIDPrefix)); ok {

@@ -1,0 +1,421 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"keyledger/domain"
+)
+
+const (
+	mostQueued         = 8192    // commands that may wait; beyond it callers wait outside
+	mostBatchCommands  = 1024    // commands in one batch
+	mostBatchBytes     = 4 << 20 // bytes of events in one batch
+	appendTimeout      = 10 * time.Second
+	firstAppendBackoff = 10 * time.Millisecond
+	mostAppendBackoff  = time.Second
+)
+
+// append is one decided command on its way into the log.
+type appendRequest struct {
+	ctx         context.Context
+	id          domain.CommandID // null in the database unless chosen
+	chosen      bool
+	fingerprint []byte
+	stream      Stream
+	expected    uint64
+	guard       Stream // empty for none
+	guarded     uint64
+	events      []Recorded // with everything but lane, epoch, position and time
+	answer      chan appendAnswer
+}
+
+type appendAnswer struct {
+	outcome  outcome
+	receipt  domain.Receipt
+	known    *knownCommand // for outcomeKnown
+	recorded []Recorded    // for outcomeAppended
+	head     domain.Position
+	err      error
+}
+
+// outcome is what append_events says of one command.
+type outcome int16
+
+const (
+	outcomeAppended outcome = iota
+	outcomeKnown
+	outcomeReused
+	outcomeConflict
+	outcomeGuardMoved
+)
+
+// knownCommand is the row of an earlier command with the same chosen id.
+type knownCommand struct {
+	Stream     Stream          `json:"stream"`
+	Version    uint64          `json:"version"`
+	Position   domain.Position `json:"position"`
+	Changed    bool            `json:"changed"`
+	RecordedAt time.Time       `json:"recorded_at"`
+}
+
+// appender writes one lane, one batch at a time, over one connection.
+type appender struct {
+	lane    domain.Lane
+	store   *Store
+	logger  *slog.Logger
+	queue   chan *appendRequest
+	stopped chan struct{} // closed when run has returned: nobody answers any more
+	waiting []*appendRequest
+}
+
+func newAppender(lane domain.Lane, store *Store) *appender {
+	return &appender{
+		lane: lane, store: store, logger: store.options.Logger.With("lane", string(lane)),
+		queue: make(chan *appendRequest, mostQueued), stopped: make(chan struct{}),
+	}
+}
+
+// append queues a command and waits for its answer. When ctx ends first, the
+// outcome is not known: the caller says so and never guesses.
+func (a *appender) append(ctx context.Context, r *appendRequest) (appendAnswer, error) {
+	r.ctx, r.answer = ctx, make(chan appendAnswer, 1)
+	select {
+	case a.queue <- r:
+	case <-ctx.Done():
+		return appendAnswer{}, Wrap(ctx.Err(), "append to %s", r.stream)
+	case <-a.stopped:
+		return appendAnswer{}, domain.Unavailable(errors.New("the log is shutting down"))
+	}
+	select {
+	case answer := <-r.answer:
+		return answer, answer.err
+	case <-ctx.Done():
+		return appendAnswer{}, Wrap(ctx.Err(), "append to %s: the outcome is not known", r.stream)
+	case <-a.stopped:
+		select {
+		case answer := <-r.answer:
+			return answer, answer.err
+		default:
+			return appendAnswer{}, domain.Unavailable(errors.New("the log is shutting down"))
+		}
+	}
+}
+
+// run is group commit without a timer: while one batch commits, the next one
+// queues up. When ctx ends it writes what is queued and returns.
+func (a *appender) run(ctx context.Context) error {
+	defer close(a.stopped)
+	for {
+		if len(a.waiting) == 0 {
+			select {
+			case r := <-a.queue:
+				a.waiting = append(a.waiting, r)
+			case <-ctx.Done():
+				if len(a.queue) == 0 {
+					return nil
+				}
+			}
+		}
+		batch := a.collect()
+		if len(batch) == 0 {
+			continue
+		}
+		if err := a.commit(ctx, batch); err != nil {
+			for _, r := range append(batch, a.waiting...) {
+				r.answer <- appendAnswer{err: domain.Unavailable(err)}
+			}
+			return err
+		}
+	}
+}
+
+// collect takes what waits, in order, but for commands that must see the outcome
+// of another one in the same batch: those on a stream that the batch writes, with an
+// id that it has, or guarded by a stream that it writes. They stay for the next.
+// Callers that have given up are left out.
+func (a *appender) collect() []*appendRequest {
+	var batch, later []*appendRequest
+	var bytes int
+	written := map[Stream]bool{}
+	guards := map[Stream]bool{}
+	ids := map[domain.CommandID]bool{}
+	consider := func(r *appendRequest) {
+		switch {
+		case r.ctx.Err() != nil:
+			r.answer <- appendAnswer{err: Wrap(r.ctx.Err(), "append to %s", r.stream)}
+			return
+		case len(batch) == mostBatchCommands, bytes >= mostBatchBytes,
+			written[r.stream], guards[r.stream], r.guard != "" && written[r.guard], r.chosen && ids[r.id]:
+			later = append(later, r)
+		default:
+			batch = append(batch, r)
+			for i := range r.events {
+				bytes += len(r.events[i].Data) + len(r.events[i].Metadata) + len(r.events[i].Sealed)
+			}
+			ids[r.id] = r.chosen
+		}
+		// Also a command that was put off takes its place in the order: nothing behind it on the
+		// same stream may overtake it.
+		written[r.stream] = true
+		if r.guard != "" {
+			guards[r.guard] = true
+		}
+	}
+	for _, r := range a.waiting {
+		consider(r)
+	}
+	for len(batch) < mostBatchCommands && bytes < mostBatchBytes && len(later) < mostBatchCommands {
+		select {
+		case r := <-a.queue:
+			consider(r)
+			continue
+		default:
+		}
+		break
+	}
+	a.waiting = later
+	return batch
+}
+
+// commit writes one batch and answers everybody in it. Its error ends the appender; everything
+// else is answered or tried again.
+//
+// The order is the order for these reasons. The batch is sent as one call whose
+// transaction begins and ends in the server, so that this process can be paused
+// anywhere and holds no lock. When the answer does not come, the very same batch
+// is sent again, with the same event ids: append_events recognises by id at its version what it had
+// committed, and whatever a lost call might still do afterwards meets a moved version.
+// So nothing is guessed and nothing is doubled. The tail learns of the events only
+// after the commit, and before any caller is answered, so that a caller finds its
+// own write.
+func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
+	// What is queued is written even while the process shuts down.
+	ctx = context.WithoutCancel(ctx)
+	for backoff := firstAppendBackoff; ; backoff = min(2*backoff, mostAppendBackoff) {
+		started := time.Now()
+		result, err := a.call(ctx, batch)
+		if err == nil {
+			a.store.metrics.appended(a.lane, len(batch), time.Since(started))
+			recorded := a.answers(batch, result)
+			if len(recorded) > 0 {
+				a.store.tails[a.lane].appended(recorded)
+				if a.store.onCommit != nil {
+					a.store.onCommit(a.lane, recorded[len(recorded)-1].Position)
+				}
+			}
+			return a.deliver(ctx, batch, result)
+		}
+		if isEpochChanged(err) {
+			return fmt.Errorf("%w: %w", ErrEpochChanged, err)
+		}
+		if !isUnavailable(err) {
+			// One bad command fails alone.
+			if len(batch) == 1 {
+				batch[0].answer <- appendAnswer{err: Wrap(err, "append to %s", batch[0].stream)}
+				return nil
+			}
+			a.logger.Error("a batch was refused; its commands are appended one by one", "commands", len(batch), "error", err)
+			for i := range batch {
+				if err := a.commit(ctx, batch[i:i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		a.store.metrics.appendRetries.WithLabelValues(string(a.lane)).Inc()
+		a.logger.Warn("the log cannot be reached; the batch is sent again", "commands", len(batch), "error", err, "again_in", backoff)
+		if batch = a.stillWanted(batch, err); len(batch) == 0 {
+			return nil
+		}
+		select {
+		case <-time.After(backoff):
+		case <-a.store.closing:
+			// Shutting down without a database: callers are told that the outcome is not known.
+			for _, r := range batch {
+				r.answer <- appendAnswer{err: Wrap(err, "append to %s", r.stream)}
+			}
+			return nil
+		}
+	}
+}
+
+// stillWanted answers those whose callers have gone, so that an outage does not
+// collect them.
+func (a *appender) stillWanted(batch []*appendRequest, cause error) []*appendRequest {
+	kept := batch[:0:0]
+	for _, r := range batch {
+		if r.ctx.Err() == nil {
+			kept = append(kept, r)
+			continue
+		}
+		r.answer <- appendAnswer{err: Wrap(cause, "append to %s: the outcome is not known", r.stream)}
+	}
+	return kept
+}
+
+// batchResult is what append_events returned, and the answers made of it.
+type batchResult struct {
+	head     domain.Position
+	at       time.Time
+	outcomes []int16
+	known    map[int]*knownCommand // by ordinal, from 1
+	answers  []appendAnswer
+}
+
+// answers gives every appended event its place and every command its answer.
+func (a *appender) answers(batch []*appendRequest, result *batchResult) []Recorded {
+	position := result.head
+	var all []Recorded
+	result.answers = make([]appendAnswer, len(batch))
+	for i, r := range batch {
+		answer := &result.answers[i]
+		answer.outcome = outcome(result.outcomes[i])
+		if answer.outcome == outcomeAppended {
+			for j := range r.events {
+				position++
+				e := &r.events[j]
+				e.Ledger, e.Epoch, e.Lane, e.Position, e.RecordedAt = a.store.ledger, a.store.epoch, a.lane, position, result.at
+			}
+			all = append(all, r.events...)
+			answer.recorded = r.events
+			answer.receipt = domain.Receipt{
+				Epoch: a.store.epoch, Position: position, Version: r.expected + uint64(len(r.events)), RecordedAt: result.at, Changed: len(r.events) > 0,
+			}
+		}
+		answer.known = result.known[i+1]
+	}
+	for i := range result.answers {
+		result.answers[i].head = position
+	}
+	return all
+}
+
+func (a *appender) deliver(ctx context.Context, batch []*appendRequest, result *batchResult) error {
+	for i, r := range batch {
+		answer := result.answers[i]
+		if answer.outcome == outcomeKnown {
+			if err := a.recall(ctx, r, &answer); err != nil {
+				answer.err = err
+			}
+		}
+		r.answer <- answer
+	}
+	return nil
+}
+
+// recall finds where a command that is known stands. It may be this very one,
+// sent twice after a doubtful commit: then it was appended, and not replayed.
+func (a *appender) recall(ctx context.Context, r *appendRequest, answer *appendAnswer) error {
+	if len(r.events) > 0 {
+		var mine []Recorded
+		for e, err := range a.store.readStream(ctx, a.lane, r.stream, r.expected, len(r.events)) {
+			if err != nil {
+				return err
+			}
+			mine = append(mine, e)
+		}
+		if len(mine) == len(r.events) && mine[0].ID == r.events[0].ID {
+			last := mine[len(mine)-1]
+			answer.outcome, answer.recorded, answer.known = outcomeAppended, mine, nil
+			answer.receipt = domain.Receipt{Epoch: last.Epoch, Position: last.Position, Version: last.Version, RecordedAt: last.RecordedAt, Changed: true}
+			return nil
+		}
+	}
+	if answer.known == nil {
+		return fmt.Errorf("append to %s: the log knows the command and not where it stands", r.stream)
+	}
+	answer.receipt = domain.Receipt{
+		Epoch: a.store.epoch, Position: answer.known.Position, Version: answer.known.Version, RecordedAt: answer.known.RecordedAt,
+		Changed: answer.known.Changed, Replayed: true,
+	}
+	return nil
+}
+
+const appendSQL = `SELECT head, at, outcomes, known FROM append_events(
+	$1, $2, $3,
+	$4, $5, $6, $7, $8, $9, $10, $11,
+	$12, $13, $14, $15, $16, $17, $18, $19, $20)`
+
+// call is the one round trip.
+func (a *appender) call(ctx context.Context, batch []*appendRequest) (*batchResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
+	c := newColumns(batch)
+	var result batchResult
+	row := a.store.pool.QueryRow(ctx, appendSQL,
+		string(a.lane), [16]byte(a.store.ledger), a.store.epoch,
+		c.ids, c.fingerprints, c.streams, c.expected, c.first, c.counts, c.guards, c.guarded,
+		c.command, c.eventIDs, c.versions, c.organizations, c.types, c.schemas, c.data, c.metadata, c.sealed)
+	if err := row.Scan(&result.head, &result.at, &result.outcomes, &result.known); err != nil {
+		return nil, err
+	}
+	result.at = result.at.UTC()
+	if len(result.outcomes) != len(batch) {
+		return nil, fmt.Errorf("append_events answered %d of %d commands", len(result.outcomes), len(batch))
+	}
+	return &result, nil
+}
+
+// columns is a batch as arrays, the form in which one call can carry it.
+type columns struct {
+	ids          []*[16]byte
+	fingerprints [][]byte
+	streams      []string
+	expected     []int64
+	first        []*[16]byte
+	counts       []int32
+	guards       []*string
+	guarded      []int64
+
+	command       []int32
+	eventIDs      [][16]byte
+	versions      []int64
+	organizations []string
+	types         []string
+	schemas       []int16
+	data          [][]byte
+	metadata      [][]byte
+	sealed        [][]byte
+}
+
+func newColumns(batch []*appendRequest) columns {
+	n := len(batch)
+	c := columns{
+		fingerprints: make([][]byte, n), streams: make([]string, n), expected: make([]int64, n),
+		first: make([]*[16]byte, n), counts: make([]int32, n), guards: make([]*string, n), guarded: make([]int64, n),
+		command: make([]int32, 0, n), eventIDs: make([][16]byte, 0, n), versions: make([]int64, 0, n), organizations: make([]string, 0, n),
+		types: make([]string, 0, n), schemas: make([]int16, 0, n), data: make([][]byte, 0, n), metadata: make([][]byte, 0, n), sealed: make([][]byte, 0, n),
+	}
+	for i, r := range batch {
+		if r.chosen {
+			if c.ids == nil {
+				c.ids = make([]*[16]byte, n)
+			}
+			c.ids[i] = (*[16]byte)(&r.id)
+		}
+		c.fingerprints[i], c.streams[i], c.expected[i], c.counts[i] = r.fingerprint, string(r.stream), int64(r.expected), int32(len(r.events))
+		if len(r.events) > 0 {
+			c.first[i] = (*[16]byte)(&r.events[0].ID)
+		}
+		if r.guard != "" {
+			c.guards[i], c.guarded[i] = (*string)(&r.guard), int64(r.guarded)
+		}
+		for j := range r.events {
+			e := &r.events[j]
+			c.command = append(c.command, int32(i+1))
+			c.eventIDs = append(c.eventIDs, e.ID)
+			c.versions = append(c.versions, int64(e.Version))
+			c.organizations = append(c.organizations, string(e.Organization))
+			c.types = append(c.types, e.Type)
+			c.schemas = append(c.schemas, int16(e.Schema))
+			c.data = append(c.data, e.Data)
+			c.metadata = append(c.metadata, e.Metadata)
+			c.sealed = append(c.sealed, e.Sealed)
+		}
+	}
+	return c
+}

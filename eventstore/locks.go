@@ -1,0 +1,6 @@
+package eventstore
+
+// Advisory locks of the project's database, all in one place. Goose has one of
+// its own for migrations.
+//
+//	6577801  ensure_usage_parts (migrations/0001_log.sql): one process makes partitions

@@ -1,0 +1,209 @@
+package eventstore
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"keyledger/domain"
+)
+
+// pageSize is how many events one query reads. Usage events are columns of up to
+// some thousand uses, so fewer of them fill the memory.
+func pageSize(lane domain.Lane) int {
+	if lane == domain.Usage {
+		return 64
+	}
+	return 1000
+}
+
+const columnsSQL = `position, epoch, id, stream, version, organization, type, schema, recorded_at, data, metadata, sealed`
+
+// Read gives the events of a lane behind a position, in order, up to the head as it was at the call.
+func (s *Store) Read(ctx context.Context, lane domain.Lane, after domain.Position) iter.Seq2[Recorded, error] {
+	return func(yield func(Recorded, error) bool) {
+		head, err := s.Head(ctx, lane)
+		if err != nil {
+			yield(Recorded{}, err)
+			return
+		}
+		for after < head.Position {
+			page, err := s.page(ctx, lane, after, head.Position)
+			if err != nil {
+				yield(Recorded{}, err)
+				return
+			}
+			for _, r := range page {
+				if !yield(r, nil) {
+					return
+				}
+			}
+			after = page[len(page)-1].Position
+		}
+	}
+}
+
+// ReadStream gives the events of one stream of the lifecycle lane behind a version.
+func (s *Store) ReadStream(ctx context.Context, stream Stream, after uint64) iter.Seq2[Recorded, error] {
+	return s.readStream(ctx, domain.Lifecycle, stream, after, 0)
+}
+
+// Follow gives the events of a lane behind a position for ever, whatever is there at a time, and waits
+// for more. It ends with ctx, or with the first error: its caller begins again
+// where it stands.
+func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Position) iter.Seq2[[]Recorded, error] {
+	return func(yield func([]Recorded, error) bool) {
+		tail := s.tails[lane]
+		for {
+			if err := tail.wait(ctx, after); err != nil {
+				return
+			}
+			events := tail.after(after, pageSize(lane))
+			if len(events) == 0 {
+				var err error
+				if events, err = s.page(ctx, lane, after, domain.Position(1<<62)); err != nil {
+					if ctx.Err() == nil {
+						yield(nil, err)
+					}
+					return
+				}
+			}
+			if len(events) == 0 {
+				// What was announced is not visible: a head of another history.
+				yield(nil, fmt.Errorf("follow %s after %d: %w", lane, after, ErrEpochChanged))
+				return
+			}
+			if !yield(events, nil) {
+				return
+			}
+			after = events[len(events)-1].Position
+		}
+	}
+}
+
+// Head reads the end of a lane.
+func (s *Store) Head(ctx context.Context, lane domain.Lane) (Head, error) {
+	var h Head
+	err := s.pool.QueryRow(ctx, `SELECT ledger_id, epoch, position FROM log_head WHERE lane = $1`, string(lane)).
+		Scan((*[16]byte)(&h.Ledger), &h.Epoch, &h.Position)
+	if err != nil {
+		return Head{}, Wrap(err, "read the head of %s", lane)
+	}
+	if h.Ledger != s.ledger || h.Epoch != s.epoch {
+		return Head{}, fmt.Errorf("read the head of %s: %w", lane, ErrEpochChanged)
+	}
+	s.tails[lane].known(h.Position)
+	return h, nil
+}
+
+// FirstSince gives the oldest position that was recorded at or after a moment,
+// and the one behind the head when there is none. Times never run backwards in
+// a lane, so it bisects.
+func (s *Store) FirstSince(ctx context.Context, lane domain.Lane, t time.Time) (domain.Position, error) {
+	head, err := s.Head(ctx, lane)
+	if err != nil {
+		return 0, err
+	}
+	// Parts of the usage lane may have been detached: the first position need not be 1.
+	var low domain.Position
+	err = s.pool.QueryRow(ctx, `SELECT coalesce((SELECT position FROM events WHERE lane = $1 ORDER BY position LIMIT 1), $2)`,
+		string(lane), head.Position+1).Scan(&low)
+	if err != nil {
+		return 0, Wrap(err, "find the first event of %s", lane)
+	}
+	high := head.Position + 1
+	for low < high {
+		middle := low + (high-low)/2
+		var at time.Time
+		err := s.pool.QueryRow(ctx, `SELECT recorded_at FROM events WHERE lane = $1 AND position = $2`, string(lane), middle).Scan(&at)
+		if err != nil {
+			return 0, Wrap(err, "read %s %d", lane, middle)
+		}
+		if at.Before(t) {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	return low, nil
+}
+
+// page reads one page, and refuses one with a gap: positions are dense, so a gap is damage.
+func (s *Store) page(ctx context.Context, lane domain.Lane, after, through domain.Position) ([]Recorded, error) {
+	rows, err := s.pool.Query(ctx, `SELECT `+columnsSQL+` FROM events
+		WHERE lane = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4`,
+		string(lane), after, through, pageSize(lane))
+	if err != nil {
+		return nil, Wrap(err, "read %s after %d", lane, after)
+	}
+	events, err := s.scan(rows, lane)
+	if err != nil {
+		return nil, Wrap(err, "read %s after %d", lane, after)
+	}
+	for i := range events {
+		if want := after + 1 + domain.Position(i); events[i].Position != want {
+			return nil, fmt.Errorf("read %s: position %d is missing, %d follows: run keyledger status, and compare with a backup", lane, want, events[i].Position)
+		}
+	}
+	if len(events) == 0 && through < 1<<62 {
+		return nil, fmt.Errorf("read %s: position %d is missing below the head %d: compare with a backup", lane, after+1, through)
+	}
+	return events, nil
+}
+
+// readStream reads a stream behind a version; limit 0 is all of it.
+func (s *Store) readStream(ctx context.Context, lane domain.Lane, stream Stream, after uint64, limit int) iter.Seq2[Recorded, error] {
+	return func(yield func(Recorded, error) bool) {
+		var most *int
+		if limit > 0 {
+			most = &limit
+		}
+		rows, err := s.pool.Query(ctx, `SELECT `+columnsSQL+` FROM events
+			WHERE lane = $1 AND stream = $2 AND version > $3 ORDER BY version LIMIT $4`, string(lane), string(stream), after, most)
+		if err != nil {
+			yield(Recorded{}, Wrap(err, "read stream %s", stream))
+			return
+		}
+		events, err := s.scan(rows, lane)
+		if err != nil {
+			yield(Recorded{}, Wrap(err, "read stream %s", stream))
+			return
+		}
+		for _, r := range events {
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) scan(rows pgx.Rows, lane domain.Lane) ([]Recorded, error) {
+	defer rows.Close()
+	var events []Recorded
+	for rows.Next() {
+		r := Recorded{Ledger: s.ledger, Lane: lane}
+		err := rows.Scan(
+			&r.Position,
+			&r.Epoch,
+			(*[16]byte)(&r.ID),
+			(*string)(&r.Stream),
+			&r.Version,
+			(*string)(&r.Organization),
+			&r.Type,
+			&r.Schema,
+			&r.RecordedAt,
+			&r.Data,
+			&r.Metadata,
+			&r.Sealed,
+		)
+		if err != nil {
+			return nil, err
+		}
+		r.RecordedAt = r.RecordedAt.UTC()
+		events = append(events, r)
+	}
+	return events, rows.Err()
+}

@@ -1,0 +1,107 @@
+package eventstore
+
+import (
+	"context"
+	"sync"
+
+	"keyledger/domain"
+)
+
+// mostTailBytes and mostTailEvents bound what is kept of a lane in memory.
+const (
+	mostTailEvents = 8192
+	mostTailBytes  = 16 << 20
+)
+
+// tail keeps the newest events that this process appended, one run without a
+// gap, so that its own followers need no query; and it wakes those who wait for
+// more, from wherever the news came.
+type tail struct {
+	mu     sync.Mutex
+	events []Recorded
+	bytes  int
+	head   domain.Position // the highest position that is known to be committed
+	moved  chan struct{}   // closed when head grows
+}
+
+func newTail(head domain.Position) *tail {
+	return &tail{head: head, moved: make(chan struct{})}
+}
+
+// appended takes a batch of committed events.
+func (t *tail) appended(events []Recorded) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := len(t.events); n > 0 && t.events[n-1].Position+1 != events[0].Position {
+		// Another node appended in between: what is kept would have a gap.
+		t.events, t.bytes = nil, 0
+	}
+	t.events = append(t.events, events...)
+	for i := range events {
+		t.bytes += size(&events[i])
+	}
+	for len(t.events) > mostTailEvents || t.bytes > mostTailBytes && len(t.events) > 1 {
+		t.bytes -= size(&t.events[0])
+		t.events = t.events[1:]
+	}
+	t.raise(events[len(events)-1].Position)
+}
+
+// known says that a lane has reached a position.
+func (t *tail) known(head domain.Position) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.raise(head)
+}
+
+func (t *tail) raise(head domain.Position) {
+	if head > t.head {
+		t.head = head
+		close(t.moved)
+		t.moved = make(chan struct{})
+	}
+}
+
+// after gives up to limit kept events behind a position; none when the first of them is
+// not kept.
+func (t *tail) after(position domain.Position, limit int) []Recorded {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.events) == 0 || position+1 < t.events[0].Position {
+		return nil
+	}
+	from := int(position + 1 - t.events[0].Position)
+	if from >= len(t.events) {
+		return nil
+	}
+	to := min(from+limit, len(t.events))
+	return t.events[from:to:to]
+}
+
+// wait returns when something is committed behind a position.
+func (t *tail) wait(ctx context.Context, position domain.Position) error {
+	for {
+		t.mu.Lock()
+		head, moved := t.head, t.moved
+		t.mu.Unlock()
+		if head > position {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func size(r *Recorded) int {
+	return 256 + len(r.Data) + len(r.Metadata) + len(r.Sealed)
+}
+
+// behind says whether a position is news.
+func (t *tail) behind(position domain.Position) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return position > t.head
+}
