@@ -73,9 +73,9 @@ func Start(ctx context.Context, opts Options) (_ *Server, err error) {
 			err = errors.Join(err, s.Shutdown())
 		}
 	}()
-	routes := natsd.RoutesFromStr(strings.Join(opts.Routes, ","))
-	if len(routes) != len(opts.Routes) {
-		return nil, fmt.Errorf("start nats: malformed routes %q", opts.Routes)
+	routes, err := parseRoutes(opts.Routes)
+	if err != nil {
+		return nil, err
 	}
 	config := &natsd.Options{
 		ServerName: opts.Name,
@@ -143,6 +143,18 @@ func choosePort(dir *datadir.Dir, port int, log *slog.Logger) int {
 	}
 	_ = listener.Close()
 	return port
+}
+
+func parseRoutes(texts []string) ([]*url.URL, error) {
+	var routes []*url.URL
+	for _, text := range texts {
+		route, err := url.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("start nats: malformed route: %w", err)
+		}
+		routes = append(routes, route)
+	}
+	return routes, nil
 }
 
 // ClientURL is the server's URL with credentials, for other programs.
