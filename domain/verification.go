@@ -8,6 +8,10 @@ type Verification struct {
 	Required Scopes         // scopes that the key must imply; may be empty
 	Within   OrganizationID // when set, another organization's key is not found
 	Now      time.Time      // read after the request arrived, with its monotonic part
+	// Free judges a key without its limit, and costs none of it. It is for a key
+	// that asks about another one, whose limit alone a verification counts against,
+	// and for authorising the same request a second time.
+	Free bool
 }
 
 // Verdict is the answer to a Verification. Only Outcome and Position are set
