@@ -1,0 +1,146 @@
+package usage
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+	"keyledger/projections"
+)
+
+// Name is the projection's name.
+const Name = "usage"
+
+const (
+	keysTable  = "usage_keys"
+	hoursTable = "usage_hours"
+)
+
+// Projection folds the usage lane into the tables.
+type Projection struct {
+	db     projections.DB
+	suffix string
+}
+
+// New makes the projection. Whoever drives it is a projections.Follower.
+func New(db projections.DB) *Projection { return &Projection{db: db} }
+
+// Beside gives the same fold onto tables beside the live ones, for a rebuild.
+func (p *Projection) Beside(db projections.DB, suffix string) projections.Projection {
+	return &Projection{db: db, suffix: p.suffix + suffix}
+}
+
+// Tables are the tables that the projection owns, with their primary keys.
+func (p *Projection) Tables() []projections.Table {
+	return []projections.Table{
+		{Name: keysTable + p.suffix, Key: []string{"key_id"}},
+		{Name: hoursTable + p.suffix, Key: []string{"key_id", "hour", "outcome"}},
+	}
+}
+
+func (p *Projection) Name() string      { return Name + p.suffix }
+func (p *Projection) Lane() domain.Lane { return domain.Usage }
+
+func (p *Projection) Checkpoint(ctx context.Context) (projections.Checkpoint, error) {
+	return projections.ReadCheckpoint(ctx, p.db, p.Name())
+}
+
+// keyCount is what a batch adds to a key's row.
+type keyCount struct {
+	accepted, refused     uint64
+	lastUsed, lastRefused time.Time
+}
+
+// hour names a row of the second table.
+type hour struct {
+	key     domain.KeyID
+	start   time.Time
+	outcome domain.Outcome
+}
+
+// Apply adds up what events say, and adds each sum to its row once.
+func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint, events []eventstore.Event) (bool, error) {
+	keys := map[domain.KeyID]keyCount{}
+	hours := map[hour]uint64{}
+	for _, e := range events {
+		used, ok := e.Event.(domain.KeyUsed)
+		if !ok {
+			return false, projections.Broken(e.Recorded, fmt.Errorf("%s does not belong to the lane", e.Type))
+		}
+		for _, use := range used.Uses {
+			count := keys[use.Key]
+			if use.Outcome == domain.OutcomeValid {
+				count.accepted += use.Count
+				count.lastUsed = later(count.lastUsed, use.Last)
+			} else {
+				count.refused += use.Count
+				count.lastRefused = later(count.lastRefused, use.Last)
+			}
+			keys[use.Key] = count
+			hours[hour{use.Key, use.Last.UTC().Truncate(time.Hour), use.Outcome}] += use.Count
+		}
+	}
+	return p.write(ctx, from, to, keys, hours)
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// write moves the checkpoint and adds the sums. Rows are found by their primary
+// keys alone.
+func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, keys map[domain.KeyID]keyCount, hours map[hour]uint64) (bool, error) {
+	if len(keys) == 0 {
+		return projections.Move(ctx, p.db, p, from, to, "")
+	}
+	var k struct {
+		ids                   []string
+		accepted, refused     []int64
+		lastUsed, lastRefused []*time.Time
+	}
+	for id, count := range keys {
+		k.ids = append(k.ids, id.UUID())
+		k.accepted, k.refused = append(k.accepted, int64(count.accepted)), append(k.refused, int64(count.refused))
+		k.lastUsed, k.lastRefused = append(k.lastUsed, orNull(count.lastUsed)), append(k.lastRefused, orNull(count.lastRefused))
+	}
+	var h struct {
+		ids      []string
+		starts   []time.Time
+		outcomes []int16
+		counts   []int64
+	}
+	for at, count := range hours {
+		h.ids, h.starts = append(h.ids, at.key.UUID()), append(h.starts, at.start)
+		h.outcomes, h.counts = append(h.outcomes, int16(at.outcome)), append(h.counts, int64(count))
+	}
+	return projections.Move(ctx, p.db, p, from, to, `, counted AS (
+INSERT INTO `+keysTable+p.suffix+` AS k (key_id, accepted, refused, last_used_at, last_refused_at)
+SELECT n.key_id, n.accepted, n.refused, n.last_used_at, n.last_refused_at
+  FROM unnest($8::uuid[], $9::bigint[], $10::bigint[], $11::timestamptz[], $12::timestamptz[])
+       AS n (key_id, accepted, refused, last_used_at, last_refused_at)
+ WHERE EXISTS (SELECT FROM moved)
+    ON CONFLICT (key_id) DO UPDATE SET accepted = k.accepted + excluded.accepted, refused = k.refused + excluded.refused,
+       last_used_at = greatest(k.last_used_at, excluded.last_used_at),
+       last_refused_at = greatest(k.last_refused_at, excluded.last_refused_at)
+), spread AS (
+INSERT INTO `+hoursTable+p.suffix+` AS h (key_id, hour, outcome, count)
+SELECT n.key_id, n.hour, n.outcome, n.count
+  FROM unnest($13::uuid[], $14::timestamptz[], $15::smallint[], $16::bigint[])
+       AS n (key_id, hour, outcome, count)
+ WHERE EXISTS (SELECT FROM moved)
+    ON CONFLICT (key_id, hour, outcome) DO UPDATE SET count = h.count + excluded.count)`,
+		k.ids, k.accepted, k.refused, k.lastUsed, k.lastRefused,
+		h.ids, h.starts, h.outcomes, h.counts)
+}
+
+func orNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
