@@ -52,6 +52,9 @@ func Dir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	dir, err := os.MkdirTemp(root.path, "dir-")
+	if err == nil {
+		err = os.Chmod(dir, 0o711)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
