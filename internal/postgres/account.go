@@ -20,8 +20,9 @@ type account struct {
 	uid, gid int
 }
 
-// findAccount returns nil where this process is unprivileged itself.
-func findAccount() (*account, error) {
+// findAccount returns nil where this process is unprivileged itself. Data that
+// exists keeps its owner.
+func findAccount(dataDir string) (*account, error) {
 	uid := os.Geteuid()
 	if uid != 0 {
 		if _, err := user.LookupId(strconv.Itoa(uid)); err != nil {
@@ -29,6 +30,15 @@ func findAccount() (*account, error) {
 				"add one to /etc/passwd, run as another user, or set DATABASE_URL to use a database of your own", uid)
 		}
 		return nil, nil
+	}
+	if info, err := os.Stat(dataDir); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Uid != 0 {
+			name := strconv.Itoa(int(stat.Uid))
+			if u, err := user.LookupId(name); err == nil {
+				name = u.Username
+			}
+			return &account{name: name, uid: int(stat.Uid), gid: int(stat.Gid)}, nil
+		}
 	}
 	for _, name := range []string{"postgres", "nobody"} {
 		u, err := user.Lookup(name)
@@ -64,27 +74,24 @@ func (a *account) own(path string) error {
 }
 
 // letThrough allows the account to walk to dir: dir itself and the data
-// directory around it are opened to its group. Whatever else is closed on the way is
-// the administrator's to open, or the data directory's to move.
+// directory around it are opened to its group. Whatever else is closed on the
+// way is the administrator's to open, and nothing is changed then.
 func (a *account) letThrough(dir string) error {
 	if a == nil {
 		return nil
 	}
-	if err := os.Chown(dir, -1, a.gid); err != nil {
-		return fmt.Errorf("open %s to the user %s: %w", dir, a.name, err)
-	}
-	if err := os.Chmod(dir, 0o710); err != nil {
-		return fmt.Errorf("open %s to the user %s: %w", dir, a.name, err)
-	}
 	parent := filepath.Dir(dir)
-	if closed, err := a.closedAt(parent); err != nil || !closed {
-		return errors.Join(err, a.walk(filepath.Dir(parent)))
-	}
 	if err := a.walk(filepath.Dir(parent)); err != nil {
 		return err
 	}
-	if err := datadir.LetThrough(parent, a.gid); err != nil {
-		return a.closedError(parent)
+	for _, folder := range []string{parent, dir} {
+		closed, err := a.closedAt(folder)
+		if err != nil {
+			return err
+		}
+		if closed && datadir.LetThrough(folder, a.gid) != nil {
+			return a.closedError(folder)
+		}
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +38,6 @@ var defaults = map[string]string{
 	"shared_buffers":             "128MB",
 	"max_connections":            "100",
 	"max_wal_size":               "2GB",
-	"checkpoint_timeout":         "15min",
 	"timezone":                   "UTC",
 	"log_timezone":               "UTC",
 	"datestyle":                  "ISO, MDY",
@@ -85,7 +85,7 @@ func (s *Server) initialise(ctx context.Context) error {
 	}
 	for _, leftover := range leftovers {
 		if err := os.RemoveAll(leftover); err != nil {
-			return fmt.Errorf("remove what an interrupted start left: %w", err)
+			s.log.Warn("what an interrupted start left cannot be removed", "error", err)
 		}
 	}
 	if _, err := os.Stat(s.dataDir()); !errors.Is(err, os.ErrNotExist) {
@@ -111,13 +111,27 @@ func (s *Server) initialise(ctx context.Context) error {
 	cmd.Dir = s.dir
 	cmd.Env = environment()
 	cmd.SysProcAttr = s.account.attributes()
-	if output, err := cmd.CombinedOutput(); err != nil {
+	dieWithParent(cmd.SysProcAttr)
+	if output, err := runToEnd(cmd); err != nil {
 		return fmt.Errorf("initialise the database: %w\n%s", err, strings.TrimSpace(string(output)))
 	}
 	if err := os.Rename(data, s.dataDir()); err != nil {
 		return fmt.Errorf("move the new database into place: %w", err)
 	}
 	return nil
+}
+
+// runToEnd runs a child that dies with its parent on a thread that lasts as long
+// as it does.
+func runToEnd(cmd *exec.Cmd) (output []byte, err error) {
+	ended := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer close(ended)
+		output, err = cmd.CombinedOutput()
+	}()
+	<-ended
+	return output, err
 }
 
 // readPasswords returns the passwords of the two logins. The administrator's is

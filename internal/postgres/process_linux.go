@@ -28,7 +28,7 @@ func processesIn(dataDir string) []int {
 			continue
 		}
 		// A shell that stands in the folder is not ours to kill.
-		if comm, err := os.ReadFile(proc + "/comm"); err != nil || !strings.HasPrefix(string(comm), "postgres") {
+		if comm, err := os.ReadFile(proc + "/comm"); err != nil || string(comm) != "postgres\n" {
 			continue
 		}
 		cwd, err := os.Readlink(proc + "/cwd")

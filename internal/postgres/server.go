@@ -20,11 +20,10 @@ import (
 )
 
 const (
-	firstPause   = 50 * time.Millisecond // before a restart; doubled up to longestPause
+	firstPause   = 10 * time.Millisecond // before a restart; doubled for every failed one, up to longestPause
 	longestPause = 5 * time.Second
-	steadyAfter  = 30 * time.Second // a server that stood this long starts again with firstPause
 	pollEvery    = 5 * time.Millisecond
-	killedWithin = 5 * time.Second // after an immediate shutdown, before SIGKILL
+	killedWithin = 2 * time.Second // after an immediate shutdown, before SIGKILL
 )
 
 var (
@@ -63,6 +62,8 @@ type Server struct {
 	stop     chan struct{} // closed: no restarts any more
 	stopOnce sync.Once
 	done     chan struct{} // closed: no postmaster any more, for good
+	tidyOnce sync.Once
+	tidyErr  error
 
 	mu      sync.Mutex
 	port    int
@@ -87,7 +88,7 @@ func Start(ctx context.Context, opts Options) (_ *Server, err error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if s.account, err = findAccount(); err != nil {
+	if s.account, err = findAccount(s.dataDir()); err != nil {
 		return nil, err
 	}
 	if err := s.prepareDir(); err != nil {
@@ -182,7 +183,6 @@ func (s *Server) supervise() {
 	defer close(s.done)
 	pause, first := firstPause, true
 	for {
-		started := time.Now()
 		wasReady, err := s.runPostmaster()
 		if s.stopping() {
 			s.finish(errStopped)
@@ -198,7 +198,8 @@ func (s *Server) supervise() {
 			s.finish(fmt.Errorf("the database's data directory was removed: %w", err))
 			return
 		}
-		if wasReady && time.Since(started) > steadyAfter {
+		// Who was killed comes back at once; who cannot start is asked ever more rarely.
+		if wasReady {
 			pause = firstPause
 		}
 		s.log.Error("postgres died and is started again", "error", err, "pause", pause)
@@ -310,15 +311,18 @@ func (s *Server) Stop(ctx context.Context) error {
 			<-s.done
 		}
 	}
-	err := s.stopLeftovers()
-	s.removeSocketDir()
-	if releaseErr := s.lock.Release(); err == nil {
-		err = releaseErr
-	}
-	if cause := s.Err(); err == nil && !errors.Is(cause, errStopped) {
-		err = cause
-	}
-	return err
+	// Once: with the lock given back, the directory may be another server's.
+	s.tidyOnce.Do(func() {
+		s.tidyErr = s.stopLeftovers()
+		s.removeSocketDir()
+		if err := s.lock.Release(); s.tidyErr == nil {
+			s.tidyErr = err
+		}
+		if cause := s.Err(); s.tidyErr == nil && !errors.Is(cause, errStopped) {
+			s.tidyErr = cause
+		}
+	})
+	return s.tidyErr
 }
 
 // AdminURL is the superuser's URL over loopback, for migrations and tools.
