@@ -1,11 +1,9 @@
 package postgres
 
-import "context"
+import "testing"
 
 // Installed lists the installations of this machine.
 func Installed() []string { return installed() }
 
-// Download fetches programs into dir from a mirror.
-func Download(ctx context.Context, s *Server, mirror string, major int) (string, error) {
-	return s.download(ctx, mirror, major)
-}
+// WriteProgram writes a file that can be run at once.
+func WriteProgram(t *testing.T, path string, content []byte) { writeProgram(t, path, content) }

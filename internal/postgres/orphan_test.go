@@ -354,7 +354,5 @@ func copyProgram(t *testing.T, target string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(target, content, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	postgres.WriteProgram(t, target, content)
 }
