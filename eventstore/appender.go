@@ -228,6 +228,7 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 		}
 		a.store.metrics.appendRetries.WithLabelValues(string(a.lane)).Inc()
 		a.logger.Warn("the log cannot be reached; the batch is sent again", "commands", len(batch), "error", err, "again_in", backoff)
+		a.store.pool.Reset() // the pool's other connections are most likely lost as well
 		if batch = a.stillWanted(batch, err); len(batch) == 0 {
 			return nil
 		}

@@ -1,0 +1,211 @@
+package eventstore_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"keyledger/domain"
+	"keyledger/internal/testkit"
+)
+
+func TestAFollowerSeesEveryEventOfEveryNodeInOrder(t *testing.T) {
+	t.Parallel()
+	db := testkit.Database(t)
+	nodes := []*node{open(t, db.URL), open(t, db.URL)}
+	const each = 60
+	for _, n := range nodes {
+		go func() {
+			for range each {
+				if _, _, err := n.create(t, domain.Request{}); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var last domain.Position
+	for events, err := range nodes[0].Follow(ctx, domain.Lifecycle, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range events {
+			if r.Position != last+1 {
+				t.Fatalf("%d follows %d", r.Position, last)
+			}
+			last = r.Position
+		}
+		if last == 2*each {
+			break
+		}
+	}
+	if last != 2*each {
+		t.Errorf("the follower stopped at %d", last)
+	}
+}
+
+func TestWhatTheMemoryGivesIsWhatTheDatabaseGives(t *testing.T) {
+	t.Parallel()
+	n := log(t)
+	key, _ := n.mustCreate(t)
+	if _, _, err := n.revoke(t, domain.Request{Metadata: someMetadata(key.ID)}, key.ID); err != nil {
+		t.Fatal(err)
+	}
+	stored := n.lifecycle(t)
+	for events, err := range n.Follow(t.Context(), domain.Lifecycle, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(stored, events); diff != "" {
+			t.Errorf("stored and followed events differ: %s", diff)
+		}
+		break
+	}
+}
+
+func TestAWakeFromAnotherNodeIsEnough(t *testing.T) {
+	t.Parallel()
+	db := testkit.Database(t)
+	writer, reader := open(t, db.URL), open(t, db.URL)
+	_, receipt := writer.mustCreate(t)
+	reader.Wake(domain.Lifecycle, receipt.Position)
+	for events, err := range reader.Follow(t.Context(), domain.Lifecycle, 0) {
+		if err != nil || len(events) != 1 {
+			t.Errorf("%d events, %v", len(events), err)
+		}
+		break
+	}
+}
+
+func TestAGapInTheLogIsReportedAndNeverSkipped(t *testing.T) {
+	t.Parallel()
+	db := testkit.Database(t)
+	n := open(t, db.URL)
+	for range 3 {
+		n.mustCreate(t)
+	}
+	owner, err := pgx.Connect(t.Context(), db.AdminURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close(t.Context())
+	if _, err := owner.Exec(t.Context(), `ALTER TABLE events DISABLE TRIGGER USER; ALTER TABLE events_lifecycle DISABLE TRIGGER USER; DELETE FROM events WHERE position = 2`); err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	var seen int
+	for _, err := range n.Read(t.Context(), domain.Lifecycle, 0) {
+		if err != nil {
+			failed = err
+			break
+		}
+		seen++
+	}
+	if failed == nil || seen != 0 {
+		t.Errorf("a reader saw %d events of a log with a gap, and %v", seen, failed)
+	}
+}
+
+func TestFirstSinceFindsTheOldestEventNotBefore(t *testing.T) {
+	t.Parallel()
+	n := log(t)
+	for range 20 {
+		n.mustCreate(t)
+	}
+	events := n.lifecycle(t)
+	for _, moment := range []time.Time{{}, events[0].RecordedAt, events[7].RecordedAt, events[7].RecordedAt.Add(time.Microsecond), events[19].RecordedAt, events[19].RecordedAt.Add(time.Hour)} {
+		want := domain.Position(len(events) + 1)
+		for i := len(events) - 1; i >= 0 && !events[i].RecordedAt.Before(moment); i-- {
+			want = events[i].Position
+		}
+		got, err := n.FirstSince(t.Context(), domain.Lifecycle, moment)
+		if err != nil || got != want {
+			t.Errorf("first since %v: %d, not %d (%v)", moment, got, want, err)
+		}
+	}
+}
+
+func TestAnOrganizationIsFoldedAsItStandsNow(t *testing.T) {
+	t.Parallel()
+	db := testkit.Database(t)
+	here, there := open(t, db.URL), open(t, db.URL)
+	change := func(n *node, c domain.OrganizationCommand) {
+		t.Helper()
+		if _, _, err := n.ChangeOrganization(t.Context(), domain.Request{}, acme, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	roles := func(n *node) map[domain.UserID]string {
+		t.Helper()
+		o, _, err := n.Organization(t.Context(), acme)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roles := map[domain.UserID]string{}
+		for user, m := range o.Members {
+			roles[user] = m.Role
+		}
+		return roles
+	}
+	change(here, domain.AddMember{Now: now(), Organization: acme, User: "ada", Role: "owner"})
+	change(here, domain.AddMember{Now: now(), Organization: acme, User: "bob", Role: "member"})
+	if diff := cmp.Diff(map[domain.UserID]string{"ada": "owner", "bob": "member"}, roles(there)); diff != "" {
+		t.Error(diff)
+	}
+	change(here, domain.RemoveMember{Now: now(), Organization: acme, User: "bob"})
+	change(here, domain.RemoveMember{Now: now(), Organization: acme, User: "bob"})
+	for _, n := range []*node{here, there} {
+		if diff := cmp.Diff(map[domain.UserID]string{"ada": "owner"}, roles(n)); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if events := here.lifecycle(t); len(events) != 3 {
+		t.Errorf("the log has %d events, not 3", len(events))
+	}
+}
+
+func TestErasedPersonalFieldsAreGoneAndTheRestStays(t *testing.T) {
+	t.Parallel()
+	db := testkit.Database(t)
+	n := open(t, db.URL)
+	key, _ := n.mustCreate(t)
+	if _, err := n.pool.Exec(t.Context(), `DELETE FROM data_keys WHERE organization = $1`, string(acme)); err != nil {
+		t.Fatal(err)
+	}
+	fresh := open(t, db.URL) // another process, which never knew the data key
+	recorded := fresh.lifecycle(t)[0]
+	e, err := fresh.Decode(t.Context(), recorded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	created, ok := e.Event.(domain.KeyCreated)
+	if !ok || !e.Erased || created.Name != "" || created.CreatedBy != "" {
+		t.Errorf("after erasure the event still says %+v", e)
+	}
+	if created.Key != key.ID || created.Digest != key.Digest {
+		t.Error("what is not personal is gone as well")
+	}
+}
+
+func TestASealedSectionCannotBeMovedToAnotherEvent(t *testing.T) {
+	t.Parallel()
+	n := log(t)
+	n.mustCreate(t)
+	n.mustCreate(t)
+	events := n.lifecycle(t)
+	events[1].Sealed = events[0].Sealed
+	if _, err := n.Decode(t.Context(), events[1]); err == nil {
+		t.Error("a sealed section opened in another event")
+	}
+}
+
+func someMetadata(key domain.KeyID) domain.Metadata {
+	return domain.Metadata{
+		Actor: domain.Actor{Kind: domain.ActorKey, Key: key}, RequestID: "req_1", TraceID: "4bf92f3577b34da6a3ce929d0e0e4736",
+		Source: testAddress,
+	}
+}
