@@ -1,0 +1,104 @@
+# Keyledger. "make" alone lists what there is.
+
+GO        ?= go
+SHELL     := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Tools are built from their sources, at these versions, into bin/ (a minute, once).
+GOLANGCI_LINT_VERSION := v2.15.0
+GOFUMPT_VERSION       := v0.12.0
+GOVULNCHECK_VERSION   := v1.9.0
+
+LINT  := bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+FUMPT := bin/gofumpt-$(GOFUMPT_VERSION)
+VULN  := bin/govulncheck-$(GOVULNCHECK_VERSION)
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+PKG     ?= ./...
+FUZZTIME ?= 20s
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ":.*## " '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use
+
+.PHONY: build
+build: ## Build bin/keyledger, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/keyledger ./cmd/keyledger
+
+.PHONY: run
+run: build ## Start Keyledger with nothing to configure, and show lines to paste
+	@deploy/run.sh bin/keyledger
+
+.PHONY: clean
+clean: ## Remove what was built; the ledger in .keyledger stays
+	rm -rf bin
+
+##@ Check
+
+.PHONY: test
+test: ## Run all tests, with the race detector, on real Postgres and NATS
+	$(GO) test -race -shuffle=on -timeout 10m $(PKG)
+
+.PHONY: soak
+soak: ## Run the fault tests at length: 100 rounds each
+	SOAK=100 $(GO) test -race -count=1 -timeout 3h -v -run 'Fault|Soak' $(PKG)
+
+.PHONY: fuzz
+fuzz: ## Fuzz every fuzz target for FUZZTIME (20s)
+	@$(GO) list $(PKG) | while read -r package; do \
+		for target in $$($(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: ## Measure this machine: ratios from one run, side by side
+	$(GO) run ./bench
+
+.PHONY: verify
+verify: fmt-check vet lint test vuln tidy-check ## Everything that a change must pass
+
+.PHONY: fmt
+fmt: $(FUMPT) ## Format the code
+	git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 $(FUMPT) -w
+
+.PHONY: fmt-check
+fmt-check: $(FUMPT)
+	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 $(FUMPT) -l); \
+	if [[ -n "$$unformatted" ]]; then echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: vet
+vet:
+	$(GO) vet $(PKG)
+
+.PHONY: lint
+lint: $(LINT) ## Run the linters, the dependency arrows among them
+	$(LINT) run $(PKG)
+
+.PHONY: vuln
+vuln: $(VULN) ## Look for known vulnerabilities that the code can reach
+	$(VULN) $(PKG)
+
+.PHONY: tidy-check
+tidy-check:
+	$(GO) mod tidy -diff
+
+# $(call install,package@version,binary): go install names the binary itself.
+define install
+	@mkdir -p bin/.install
+	GOBIN=$(CURDIR)/bin/.install $(GO) install $(1)
+	@mv bin/.install/$(2) $@
+	@rmdir bin/.install
+endef
+
+$(LINT):
+	$(call install,github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION),golangci-lint)
+
+$(FUMPT):
+	$(call install,mvdan.cc/gofumpt@$(GOFUMPT_VERSION),gofumpt)
+
+$(VULN):
+	$(call install,golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION),govulncheck)
