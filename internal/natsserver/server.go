@@ -73,31 +73,25 @@ func Start(ctx context.Context, opts Options) (_ *Server, err error) {
 			err = errors.Join(err, s.Shutdown())
 		}
 	}()
-	routes, err := parseRoutes(opts.Routes)
+	config, err := configure(opts, dir.Path())
 	if err != nil {
 		return nil, err
 	}
-	config := &natsd.Options{
-		ServerName: opts.Name,
-		Host:       "127.0.0.1",
-		Port:       choosePort(dir, opts.Port, opts.Logger),
-		Username:   opts.User,
-		Password:   opts.Password,
-		JetStream:  true,
-		StoreDir:   dir.Path(),
-		Routes:     routes,
-		NoSigs:     true, // signals are the service's business
+	remembered := 0
+	if opts.Port == 0 {
+		remembered = readPort(dir)
 	}
-	if opts.ClusterName != "" {
-		config.Cluster = natsd.ClusterOpts{Name: opts.ClusterName, Host: "127.0.0.1", Port: opts.RoutePort}
+	if remembered != 0 {
+		// A subscriber that was configured once finds the server again.
+		config.Port = remembered
 	}
-	if s.nats, err = natsd.NewServer(config); err != nil {
-		return nil, fmt.Errorf("configure nats: %w", err)
+	err = s.run(ctx, config, opts.Logger)
+	if err != nil && remembered != 0 && ctx.Err() == nil {
+		opts.Logger.Warn("nats cannot use its last port, another is chosen", "port", remembered, "error", err)
+		config.Port = natsd.RANDOM_PORT
+		err = s.run(ctx, config, opts.Logger)
 	}
-	failed := make(chan string, 1)
-	s.nats.SetLoggerV2(&logger{log: opts.Logger, failed: failed}, opts.Logger.Enabled(ctx, slog.LevelDebug), false, false)
-	s.nats.Start()
-	if err := s.awaitReady(ctx, failed); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if err := dir.WriteFile(portFile, []byte(strconv.Itoa(s.Port())+"\n")); err != nil {
@@ -107,7 +101,52 @@ func Start(ctx context.Context, opts Options) (_ *Server, err error) {
 	return s, nil
 }
 
-func (s *Server) awaitReady(ctx context.Context, failed <-chan string) error {
+func configure(opts Options, storeDir string) (*natsd.Options, error) {
+	config := &natsd.Options{
+		ServerName: opts.Name,
+		Host:       "127.0.0.1",
+		Port:       opts.Port,
+		Username:   opts.User,
+		Password:   opts.Password,
+		JetStream:  true,
+		StoreDir:   storeDir,
+		NoSigs:     true, // signals are the service's business
+	}
+	if config.Port == 0 {
+		config.Port = natsd.RANDOM_PORT
+	}
+	if opts.ClusterName != "" {
+		config.Cluster = natsd.ClusterOpts{Name: opts.ClusterName, Host: "127.0.0.1", Port: opts.RoutePort}
+	}
+	for _, text := range opts.Routes {
+		route, err := url.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("start nats: malformed route: %w", err)
+		}
+		config.Routes = append(config.Routes, route)
+	}
+	return config, nil
+}
+
+// run starts a server and waits until it listens. One that cannot is shut down.
+func (s *Server) run(ctx context.Context, config *natsd.Options, log *slog.Logger) error {
+	server, err := natsd.NewServer(config.Clone())
+	if err != nil {
+		return fmt.Errorf("configure nats: %w", err)
+	}
+	failed := make(chan string, 1)
+	server.SetLoggerV2(&logger{log: log, failed: failed}, log.Enabled(ctx, slog.LevelDebug), false, false)
+	server.Start()
+	if err := awaitReady(ctx, server, failed); err != nil {
+		server.Shutdown()
+		server.WaitForShutdown()
+		return err
+	}
+	s.nats = server
+	return nil
+}
+
+func awaitReady(ctx context.Context, server *natsd.Server, failed <-chan string) error {
 	for {
 		select {
 		case reason := <-failed:
@@ -116,45 +155,23 @@ func (s *Server) awaitReady(ctx context.Context, failed <-chan string) error {
 			return fmt.Errorf("start nats: %w", context.Cause(ctx))
 		default:
 		}
-		if s.nats.ReadyForConnections(100 * time.Millisecond) {
+		if server.ReadyForConnections(100 * time.Millisecond) {
 			return nil
 		}
 	}
 }
 
-// choosePort returns the port of the last start while it is free, so that a
-// subscriber configured once finds the server again, and else any free one.
-func choosePort(dir *datadir.Dir, port int, log *slog.Logger) int {
-	if port != 0 {
-		return port // somebody's explicit wish fails aloud
-	}
+// readPort returns the port of the last start, 0 where there was none.
+func readPort(dir *datadir.Dir) int {
 	text, err := dir.ReadFile(portFile)
 	if err != nil {
-		return natsd.RANDOM_PORT
+		return 0
 	}
-	port, err = strconv.Atoi(strings.TrimSpace(string(text)))
+	port, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || port < 1 || port > 65535 {
-		return natsd.RANDOM_PORT
+		return 0
 	}
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		log.Warn("the port nats had last is taken, another is chosen", "port", port)
-		return natsd.RANDOM_PORT
-	}
-	_ = listener.Close()
 	return port
-}
-
-func parseRoutes(texts []string) ([]*url.URL, error) {
-	var routes []*url.URL
-	for _, text := range texts {
-		route, err := url.Parse(text)
-		if err != nil {
-			return nil, fmt.Errorf("start nats: malformed route: %w", err)
-		}
-		routes = append(routes, route)
-	}
-	return routes, nil
 }
 
 // ClientURL is the server's URL with credentials, for other programs.
@@ -208,9 +225,16 @@ func (l *logger) Debugf(format string, v ...any) { l.log.Debug("nats: " + fmt.Sp
 
 func (l *logger) Tracef(format string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(format, v...)) }
 
-func (l *logger) Warnf(format string, v ...any) { l.log.Warn("nats: " + fmt.Sprintf(format, v...)) }
-
 func (l *logger) Errorf(format string, v ...any) { l.log.Error("nats: " + fmt.Sprintf(format, v...)) }
+
+func (l *logger) Warnf(format string, v ...any) {
+	// It warns of every password that is not a bcrypt hash. Ours is random and
+	// only in memory here, and hashing would cost every connection 50 ms.
+	if strings.HasPrefix(format, "Plaintext passwords detected") {
+		return
+	}
+	l.log.Warn("nats: " + fmt.Sprintf(format, v...))
+}
 
 func (l *logger) Fatalf(format string, v ...any) {
 	reason := fmt.Sprintf(format, v...)

@@ -105,7 +105,7 @@ func TestProgramsOfTheDatasVersionAreChosen(t *testing.T) {
 	}
 }
 
-func TestTheLogIsTrimmedAndShowsOnlyComplaints(t *testing.T) {
+func TestTheLogIsTrimmedAndItsEndIsShown(t *testing.T) {
 	t.Parallel()
 	s := &Server{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
 	log, err := s.openLog()
@@ -116,7 +116,7 @@ func TestTheLogIsTrimmedAndShowsOnlyComplaints(t *testing.T) {
 		t.Fatal(err)
 	}
 	log.trim(s.log)
-	text := "1 [1] LOG:  starting\n1 [1] FATAL:  no room\n"
+	text := "1 [1] FATAL:  no room\n"
 	if _, err := log.file.WriteString(text); err != nil {
 		t.Fatal(err)
 	}

@@ -62,7 +62,7 @@ func (l *logFile) trim(log *slog.Logger) {
 	l.start = 0
 }
 
-// tail returns the last complaints of this postmaster, for an error.
+// tail returns the last lines of this postmaster, for an error.
 func (l *logFile) tail() string {
 	info, err := l.file.Stat()
 	if err != nil {
@@ -70,16 +70,10 @@ func (l *logFile) tail() string {
 	}
 	from := max(l.start, info.Size()-tailBytes)
 	text, err := io.ReadAll(io.NewSectionReader(l.file, from, info.Size()-from))
-	if err != nil {
+	if err != nil || len(text) == 0 {
 		return ""
 	}
-	var complaints strings.Builder
-	for line := range strings.Lines(string(text)) {
-		if !strings.Contains(line, " LOG:  ") {
-			complaints.WriteString("\n" + strings.TrimSpace(line))
-		}
-	}
-	return complaints.String()
+	return "\n" + strings.TrimSpace(string(text))
 }
 
 func (l *logFile) close() { _ = l.file.Close() }

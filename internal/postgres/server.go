@@ -249,14 +249,17 @@ func (s *Server) runPostmaster() (wasReady bool, err error) {
 	close(exited)
 	<-watched
 	wasReady = s.clearProcess()
-	said := output.tail()
-	if strings.Contains(said, "Address already in use") || strings.Contains(said, "could not bind") {
-		return wasReady, fmt.Errorf("%w: %d", errPortTaken, s.Port())
-	}
 	if err == nil {
 		err = errors.New("it shut down")
 	}
-	return wasReady, fmt.Errorf("postgres ended: %w%s", err, said)
+	if wasReady {
+		return true, fmt.Errorf("postgres ended: %w", err) // postgres.log has the rest
+	}
+	said := output.tail()
+	if strings.Contains(said, "Address already in use") {
+		return false, fmt.Errorf("%w: %d", errPortTaken, s.Port())
+	}
+	return false, fmt.Errorf("postgres ended: %w%s", err, said)
 }
 
 // watch announces when the postmaster accepts connections, and keeps its log
