@@ -76,8 +76,9 @@ type Relay struct {
 
 	mu        sync.Mutex
 	state     state
-	moved     chan struct{} // closed when the stream's known end changes
-	interrupt func()        // ends the current wait for news from the log
+	moved     chan struct{}           // closed when the stream's known end changes
+	interrupt context.CancelFunc      // ends the wait for news from the log
+	giveUp    context.CancelCauseFunc // ends the current attempt
 }
 
 // New makes a relay. It asks js for its connection and its API prefix only, and
@@ -132,30 +133,37 @@ func ownContext(js jetstream.JetStream, window int) (jetstream.JetStream, error)
 // tries again with growing waits, and while the stream contradicts the log it
 // publishes nothing and looks whether the stream was rebuilt.
 func (r *Relay) Run(ctx context.Context) error {
-	// A NATS that was away may come back with another stream, or with none.
-	connected := r.js.Conn().StatusChanged(nats.CONNECTED)
-	done := make(chan struct{})
+	watched := make(chan struct{})
+	changes := r.js.Conn().StatusChanged(nats.RECONNECTING, nats.CONNECTED)
 	go func() {
-		defer close(done)
-		for range connected {
-			r.poke()
+		defer close(watched)
+		for status := range changes {
+			r.connectionChanged(status)
 		}
 	}()
 	defer func() {
-		r.js.Conn().RemoveStatusListener(connected)
-		<-done
+		r.js.Conn().RemoveStatusListener(changes)
+		<-watched
 		r.js.CleanupPublisher()
 	}()
-	for attempt := 0; ; attempt++ {
+	for failures := 0; ; failures++ {
 		before := r.progress()
-		err := r.relay(ctx)
+		attempt, giveUp := context.WithCancelCause(ctx)
+		r.mu.Lock()
+		r.giveUp = giveUp
+		r.mu.Unlock()
+		err := r.relay(attempt)
+		if attempt.Err() != nil {
+			err = context.Cause(attempt)
+		}
+		giveUp(nil)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if r.progress() != before {
-			attempt = 0
+			failures = 0
 		}
-		wait := min(firstRetry<<min(attempt, 10), r.options.RetryMost)
+		wait := min(firstRetry<<min(failures, 10), r.options.RetryMost)
 		var contradiction alarm
 		if errors.As(err, &contradiction) {
 			r.raise(contradiction)
@@ -167,6 +175,22 @@ func (r *Relay) Run(ctx context.Context) error {
 		if !r.wait(ctx, wait) {
 			return nil
 		}
+	}
+}
+
+// connectionChanged spares the relay two long waits. What was asked of a server
+// that is gone is never answered; and a server that returns may bring another
+// stream than it had, or none.
+func (r *Relay) connectionChanged(status nats.Status) {
+	if status == nats.CONNECTED {
+		r.poke()
+		return
+	}
+	r.mu.Lock()
+	giveUp := r.giveUp
+	r.mu.Unlock()
+	if giveUp != nil {
+		giveUp(nats.ErrDisconnected)
 	}
 }
 
