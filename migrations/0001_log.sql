@@ -75,7 +75,6 @@ CREATE TABLE events (
     data         bytea       NOT NULL,
     metadata     bytea       NOT NULL,
     sealed       bytea,
-    CONSTRAINT events_pkey PRIMARY KEY (lane, position),
     CONSTRAINT events_position CHECK (position > 0),
     CONSTRAINT events_version CHECK (version > 0)
 ) PARTITION BY LIST (lane);
@@ -85,9 +84,11 @@ CREATE TABLE events_lifecycle PARTITION OF events FOR VALUES IN ('lifecycle');
 -- The usage lane is cut by position, so that old parts can be detached.
 CREATE TABLE events_usage PARTITION OF events FOR VALUES IN ('usage') PARTITION BY RANGE (position);
 
--- One event a version: what two writers decided at the same version cannot both
--- be appended. It also finds a stream and its version. On leaves, where it needs
--- no partition key.
+-- Keys stand on the leaves, where they need no partition key. One event a position; and
+-- one event a version, so that what two writers decided at the same version cannot
+-- both be appended. The second also finds a stream and its version: no index may
+-- begin with the lane, or a plan made while the table was empty prefers it.
+ALTER TABLE events_lifecycle ADD CONSTRAINT events_lifecycle_pkey PRIMARY KEY (position);
 CREATE UNIQUE INDEX events_lifecycle_stream_version ON events_lifecycle (stream, version);
 
 -- +goose StatementBegin
@@ -119,6 +120,7 @@ BEGIN
         name := format('events_usage_%s', lpad(number::text, 6, '0'));
         CONTINUE WHEN to_regclass(name) IS NOT NULL;
         EXECUTE format('CREATE TABLE %I (LIKE events INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+        EXECUTE format('ALTER TABLE %I ADD PRIMARY KEY (position)', name);
         EXECUTE format('CREATE UNIQUE INDEX %I ON %I (stream, version)', name || '_stream_version', name);
         EXECUTE format('CREATE TRIGGER %I BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', name || '_keep', name);
         EXECUTE format('ALTER TABLE events_usage ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', name, number * part_size, (number + 1) * part_size);
