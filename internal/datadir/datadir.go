@@ -68,8 +68,9 @@ func (d *Dir) create() error {
 	if err != nil {
 		return fmt.Errorf("open the data directory: %w", err)
 	}
-	if tight := info.Mode().Perm() & 0o710; tight != info.Mode().Perm() {
-		if err := os.Chmod(d.path, tight); err != nil {
+	// A group that was let through stays.
+	if info.Mode().Perm()&^0o710 != 0 {
+		if err := os.Chmod(d.path, 0o700); err != nil {
 			return fmt.Errorf("close the data directory to others: %w", err)
 		}
 	}

@@ -153,8 +153,6 @@ func (s *Server) launch(ctx context.Context) error {
 	for {
 		ready, changed := s.state()
 		if ready {
-			s.log.Info("postgres is ready", "pid", s.Pid(), "port", s.Port(), "version", s.binaries.version,
-				"took", time.Since(started).Round(time.Millisecond))
 			return nil
 		}
 		select {
@@ -265,6 +263,7 @@ func (s *Server) runPostmaster() (wasReady bool, err error) {
 // watch announces when the postmaster accepts connections, and keeps its log
 // from growing without bound.
 func (s *Server) watch(pid int, output *logFile, exited <-chan struct{}) {
+	started := time.Now()
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	for !s.acceptsConnections(pid) {
@@ -275,6 +274,8 @@ func (s *Server) watch(pid int, output *logFile, exited <-chan struct{}) {
 		}
 	}
 	s.setReady()
+	s.log.Info("postgres is ready", "pid", pid, "port", s.Port(), "version", s.binaries.version,
+		"took", time.Since(started).Round(time.Millisecond))
 	poll.Reset(trimEvery)
 	for {
 		select {

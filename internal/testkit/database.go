@@ -24,11 +24,22 @@ type DB struct {
 // Database clones a migrated database for one test and drops it afterwards.
 func Database(t testing.TB) DB {
 	t.Helper()
+	return database(t, "keyledger")
+}
+
+// EmptyDatabase is Database without the migrations.
+func EmptyDatabase(t testing.TB) DB {
+	t.Helper()
+	return database(t, "template0")
+}
+
+func database(t testing.TB, template string) DB {
+	t.Helper()
 	source, err := sharedTemplate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	name, err := source.clone(t.Context())
+	name, err := source.clone(t.Context(), template)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,9 +122,9 @@ func startTemplate(dir string) (_ *template, err error) {
 	return &template{server: server, pool: pool}, nil
 }
 
-func (t *template) clone(ctx context.Context) (string, error) {
+func (t *template) clone(ctx context.Context, template string) (string, error) {
 	name := fmt.Sprintf("test_%d", t.clones.Add(1))
-	if _, err := t.pool.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE keyledger"); err != nil {
+	if _, err := t.pool.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
 		return "", fmt.Errorf("testkit: clone the template: %w", err)
 	}
 	return name, nil
