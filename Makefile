@@ -14,9 +14,10 @@ LINT  := bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 FUMPT := bin/gofumpt-$(GOFUMPT_VERSION)
 VULN  := bin/govulncheck-$(GOVULNCHECK_VERSION)
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-PKG     ?= ./...
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+PKG      ?= ./...
 FUZZTIME ?= 20s
+ROUNDS   ?= 100
 
 .PHONY: help
 help: ## List the targets
@@ -43,8 +44,8 @@ test: ## Run all tests, with the race detector, on real Postgres and NATS
 	$(GO) test -race -shuffle=on -timeout 10m $(PKG)
 
 .PHONY: soak
-soak: ## Run the fault tests at length: 100 rounds each
-	SOAK=100 $(GO) test -race -count=1 -timeout 3h -v -run 'Fault|Soak' $(PKG)
+soak: ## Run the tests that repeat faults ROUNDS times (100) instead of a few
+	KEYLEDGER_SOAK=$(ROUNDS) $(GO) test -race -count=1 -timeout 4h $(PKG)
 
 .PHONY: fuzz
 fuzz: ## Fuzz every fuzz target for FUZZTIME (20s)
