@@ -7,6 +7,8 @@ import (
 
 // Event is something that happened. The set is sealed; times are in UTC with
 // microseconds, which is what the log keeps.
+//
+//sumtype:decl
 type Event interface {
 	// EventName is the literal name on disk and on the wire.
 	EventName() string

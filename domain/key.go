@@ -35,6 +35,8 @@ func (k Key) Exists() bool { return !k.ID.IsZero() }
 func (k Key) Expired(now time.Time) bool { return !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt) }
 
 // KeyCommand is something that may be asked of a key. The set is sealed.
+//
+//sumtype:decl
 type KeyCommand interface{ keyCommand() }
 
 // CreateKey makes a key. The caller has drawn its id and secret.

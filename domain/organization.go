@@ -22,6 +22,8 @@ type Member struct {
 }
 
 // OrganizationCommand is something that may be asked of an organization. The set is sealed.
+//
+//sumtype:decl
 type OrganizationCommand interface{ organizationCommand() }
 
 // AddMember makes a user a member, or changes a member's role.
