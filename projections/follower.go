@@ -156,6 +156,9 @@ func (f *Follower) CatchUp(ctx context.Context, target domain.Position) error {
 	if err := f.refresh(ctx); err != nil {
 		return err
 	}
+	if f.at.Position >= target {
+		return nil // another process has
+	}
 	next := f.at.Position + 1
 	batch := make([]eventstore.Recorded, 0, min(mostEvents, int(target-f.at.Position)))
 	for r, err := range f.log.Read(ctx, f.projection.Lane(), f.at.Position) {
