@@ -1,0 +1,341 @@
+package verification
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+)
+
+// Ledger is where uses are recorded. *eventstore.Store is one.
+type Ledger interface {
+	// AppendUsage may be called again with the same flush, which counts once.
+	AppendUsage(context.Context, eventstore.UsageFlush) (domain.Receipt, error)
+}
+
+// Mode says when a use is recorded.
+type Mode string
+
+const (
+	// Accounted adds uses up in memory and records them once a window. A crash
+	// loses at most what was used in the last one.
+	Accounted Mode = "accounted"
+	// Exact records every use before the answer: VerifyDurable.
+	Exact Mode = "exact"
+)
+
+// AccountantOptions are the choices of an accountant. All have a default.
+type AccountantOptions struct {
+	Boot          domain.ID     // names this run of this node; drawn when zero
+	Window        time.Duration // between two flushes; 1 s
+	LongestWindow time.Duration // to which it grows when flushes take long; 30 s
+	Farewell      time.Duration // for the last flush, after Run was told to end; 10 s
+	Logger        *slog.Logger
+	Clock         func() time.Time
+	Registerer    prometheus.Registerer // nil: no metrics
+}
+
+// Accountant records in the log what an index has counted.
+type Accountant struct {
+	index  *Index
+	ledger Ledger
+	o      AccountantOptions
+	window atomic.Int64
+
+	// turn holds one token. Whoever has it flushes, and owns what follows.
+	turn    chan struct{}
+	flush   eventstore.UsageFlush // the next one, or the one whose outcome is in doubt when it has events
+	uses    []counted             // collected; those from sent on are not in a flush yet
+	sent    int
+	drained []*contents // former contents that were collected once
+
+	mu      sync.Mutex
+	begun   uint64        // passes
+	done    uint64        // the last pass before which everything is recorded
+	passed  chan struct{} // closed when done has changed
+	durable []durableUse  // that wait to be recorded
+	hurry   chan struct{} // holds a token when there are any
+	metrics *accountMetrics
+}
+
+// durableUse is where a use that somebody waits for was counted.
+type durableUse struct {
+	contents *contents
+	tally    uint32 // 0: among the refusals
+}
+
+const (
+	// mostUses bounds one event, the others one append. Memory is bounded by
+	// mostCollected: what is not collected stays where it is counted.
+	mostUses       = 2_000
+	mostFlushUses  = 16_000
+	mostFlush      = 256
+	mostCollected  = 1 << 18
+	windowPerFlush = 5 // a flush may take a fifth of the time
+)
+
+// NewAccountant makes an accountant of an index. An index has one.
+func NewAccountant(index *Index, ledger Ledger, o AccountantOptions) (*Accountant, error) {
+	if o.Window == 0 {
+		o.Window = time.Second
+	}
+	if o.LongestWindow == 0 {
+		o.LongestWindow = 30 * time.Second
+	}
+	if o.Farewell == 0 {
+		o.Farewell = 10 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Boot == (domain.ID{}) {
+		var err error
+		if o.Boot, err = domain.NewID(o.Clock(), rand.Reader); err != nil {
+			return nil, err
+		}
+	}
+	a := &Accountant{
+		index: index, ledger: ledger, o: o,
+		turn:   make(chan struct{}, 1),
+		flush:  eventstore.UsageFlush{Boot: o.Boot, Flush: 1},
+		passed: make(chan struct{}), hurry: make(chan struct{}, 1),
+	}
+	a.turn <- struct{}{}
+	a.window.Store(int64(o.Window))
+	a.metrics = newAccountMetrics(a)
+	if o.Registerer != nil {
+		if err := o.Registerer.Register(a.metrics); err != nil {
+			return nil, fmt.Errorf("publish the accounting of uses: %w", err)
+		}
+	}
+	return a, nil
+}
+
+// Window is the time between two flushes, as it is now.
+func (a *Accountant) Window() time.Duration { return time.Duration(a.window.Load()) }
+
+// Run flushes once a window, and at once when a durable use waits, until ctx ends; then
+// once more, for which the ledger must still be there. It returns what kept the
+// last flush from being recorded.
+func (a *Accountant) Run(ctx context.Context) error {
+	timer := time.NewTimer(a.Window())
+	defer timer.Stop()
+	for {
+		full := true
+		select {
+		case <-ctx.Done():
+			farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.o.Farewell)
+			defer cancel()
+			if err := a.pass(farewell, true); err != nil {
+				return fmt.Errorf("record the last uses: %w", err)
+			}
+			return nil
+		case <-timer.C:
+		case <-a.hurry:
+			full = false
+		}
+		began := a.o.Clock()
+		err := a.pass(ctx, full)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			a.o.Logger.Warn("uses cannot be recorded now and are kept", "error", err)
+			timer.Reset(a.o.Window)
+		case full:
+			a.adapt(a.o.Clock().Sub(began))
+			timer.Reset(a.Window())
+		}
+	}
+}
+
+// adapt widens the window when flushes take long, and narrows it again.
+func (a *Accountant) adapt(took time.Duration) {
+	window := min(max(windowPerFlush*took, a.o.Window), max(a.o.LongestWindow, a.o.Window))
+	a.window.Store(int64(window))
+}
+
+// Flush records everything that was counted before the call.
+func (a *Accountant) Flush(ctx context.Context) error { return a.pass(ctx, true) }
+
+// VerifyDurable is Index.Verify for a use that must not be lost: it answers when
+// the use is recorded. Uses that wait at the same time are recorded together. It
+// needs Run. When the use cannot be recorded before ctx ends, the error is CodeUnavailable
+// and the use may be recorded nevertheless.
+func (a *Accountant) VerifyDurable(ctx context.Context, v domain.Verification) (domain.Verdict, error) {
+	var verdict domain.Verdict
+	where, err := a.index.verify(&v, &verdict)
+	if err != nil || verdict.Outcome == domain.OutcomeNotFound {
+		return verdict, err
+	}
+	a.mu.Lock()
+	// A pass that has begun may have looked there already. The next one has not.
+	ticket := a.begun + 1
+	a.durable = append(a.durable, where)
+	a.mu.Unlock()
+	a.hurryUp()
+	for {
+		a.mu.Lock()
+		done, passed := a.done, a.passed
+		a.mu.Unlock()
+		if done >= ticket {
+			return verdict, nil
+		}
+		select {
+		case <-passed:
+		case <-ctx.Done():
+			return domain.Verdict{}, domain.Unavailable(fmt.Errorf("record a use: %w", ctx.Err()))
+		}
+	}
+}
+
+func (a *Accountant) hurryUp() {
+	select {
+	case a.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// pass records what was counted before it began: everything, or what somebody
+// waits for.
+//
+// Exactly once, because: a count leaves the index by an atomic exchange with
+// zero; what has left stands in a.uses or in a.flush until its append is known to
+// have been committed; and an append that may have been committed is repeated as it was,
+// which the ledger recognises, before anything newer is sent.
+func (a *Accountant) pass(ctx context.Context, full bool) error {
+	select {
+	case <-a.turn:
+		defer func() { a.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return domain.Unavailable(ctx.Err())
+	}
+	began := a.o.Clock()
+	a.mu.Lock()
+	a.begun++
+	number, durable := a.begun, a.durable
+	a.durable = nil
+	a.mu.Unlock()
+
+	// What an earlier pass left goes first.
+	err := a.send(ctx)
+	if err == nil && full {
+		err = a.collect(ctx)
+	} else if err == nil {
+		err = a.collectDurable(ctx, durable)
+	}
+	if err != nil {
+		// What they wait for is kept as well: the next pass answers them.
+		a.metrics.failures.Add(1)
+		a.mu.Lock()
+		a.durable = append(durable, a.durable...)
+		a.mu.Unlock()
+		return err
+	}
+	if full {
+		a.metrics.recordedUpTo.Store(began.UnixMicro())
+	}
+	a.mu.Lock()
+	a.done = number
+	close(a.passed)
+	a.passed = make(chan struct{})
+	a.mu.Unlock()
+	return nil
+}
+
+// collect takes out all counts, a bounded number at a time, and records them.
+func (a *Accountant) collect(ctx context.Context) error {
+	current, former := a.index.collectable()
+	for _, c := range append(former, current) {
+		if c == nil {
+			continue
+		}
+		a.uses = c.collectRefusals(a.uses[:0])
+		for next := uint32(1); next != 0; {
+			now := a.o.Clock()
+			a.uses, next = c.collect(next, mostCollected, now.UnixMicro(), a.index.bucket(now), a.uses)
+			if err := a.send(ctx); err != nil {
+				return err
+			}
+			a.uses = a.uses[:0]
+		}
+	}
+	// A verification that began before the contents were replaced may have counted
+	// after they were collected, so they are collected twice.
+	a.index.drop(a.drained)
+	a.drained = former
+	return nil
+}
+
+// collectDurable takes out the counts that somebody waits for.
+func (a *Accountant) collectDurable(ctx context.Context, durable []durableUse) error {
+	a.uses = a.uses[:0]
+	refused := map[*contents]bool{}
+	for _, d := range durable {
+		switch {
+		case d.tally != 0:
+			a.uses = d.contents.take(d.tally, a.uses)
+		case !refused[d.contents]:
+			refused[d.contents] = true
+			a.uses = d.contents.collectRefusals(a.uses)
+		}
+	}
+	return a.send(ctx)
+}
+
+// send records what was collected. What it returns an error for stays to be sent.
+func (a *Accountant) send(ctx context.Context) error {
+	slices.SortFunc(a.uses[a.sent:], func(l, r counted) int {
+		return cmp.Or(cmp.Compare(l.organization, r.organization), slices.Compare(l.key[:], r.key[:]), cmp.Compare(l.outcome, r.outcome))
+	})
+	for {
+		if len(a.flush.Events) == 0 {
+			if a.sent == len(a.uses) {
+				a.uses, a.sent = a.uses[:0], 0
+				return nil
+			}
+			a.cut()
+		}
+		began := a.o.Clock()
+		receipt, err := a.ledger.AppendUsage(ctx, a.flush)
+		if err != nil {
+			return err
+		}
+		a.metrics.recorded(a.flush.Events, a.o.Clock().Sub(began))
+		a.flush = eventstore.UsageFlush{Boot: a.o.Boot, Flush: a.flush.Flush + 1, Expected: receipt.Version}
+	}
+}
+
+// cut moves uses into the next flush: an event for each organization, or several
+// where there are very many.
+func (a *Accountant) cut() {
+	now := a.o.Clock().UTC().Truncate(time.Microsecond)
+	var event *domain.KeyUsed
+	for n := 0; a.sent < len(a.uses) && n < mostFlushUses; n++ {
+		u := &a.uses[a.sent]
+		if event == nil || event.Organization != u.organization || len(event.Uses) == mostUses {
+			if len(a.flush.Events) == mostFlush {
+				return
+			}
+			a.flush.Events = append(a.flush.Events, domain.KeyUsed{Organization: u.organization, Boot: a.flush.Boot, Flush: a.flush.Flush, At: now})
+			event = &a.flush.Events[len(a.flush.Events)-1]
+		}
+		event.Uses = append(event.Uses, domain.Use{
+			Key: u.key, Outcome: u.outcome, Count: u.count,
+			First: time.UnixMicro(u.first).UTC(), Last: time.UnixMicro(u.last).UTC(), DecidedAt: domain.Position(u.decided),
+		})
+		a.sent++
+	}
+}

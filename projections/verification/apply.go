@@ -1,0 +1,123 @@
+package verification
+
+import (
+	"errors"
+	"fmt"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+)
+
+// What Apply refuses. Neither goes away by trying again, only by loading anew.
+var (
+	// ErrGap says that an event does not follow the one before it.
+	ErrGap = errors.New("the events have a gap")
+	// ErrForeign says that an event, or the snapshot, belongs to another ledger or another epoch.
+	ErrForeign = errors.New("the events belong to another history of the log")
+	// ErrBroken says that an event cannot be folded.
+	ErrBroken = errors.New("the event cannot be folded")
+)
+
+// Apply folds events of the lifecycle lane: the next ones, in order, without a gap.
+func (x *Index) Apply(events []eventstore.Event) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	defer x.announce()
+	return x.apply(events)
+}
+
+func (x *Index) apply(events []eventstore.Event) error {
+	c := x.contents.Load()
+	if c == nil {
+		return fmt.Errorf("%w: nothing is loaded", ErrGap)
+	}
+	for i := range events {
+		e := &events[i]
+		if next := c.position.Load() + 1; uint64(e.Position) != next {
+			return fmt.Errorf("%w: position %d came where %d was next", ErrGap, e.Position, next)
+		}
+		if h := (history{e.Ledger, e.Epoch}); h != c.history {
+			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, h.epoch, h.ledger.UUID(), c.history.epoch, c.history.ledger.UUID())
+		}
+		if err := c.fold(e); err != nil {
+			return fmt.Errorf("%w: %s at position %d: %w", ErrBroken, e.Type, e.Position, err)
+		}
+		// Published after the entry: whoever sees the position sees the change.
+		c.position.Store(uint64(e.Position))
+	}
+	x.reached()
+	return nil
+}
+
+// reached makes the index answer once it has come to where the log ended when it
+// was loaded: from then on it knows all that was acknowledged before it began.
+func (x *Index) reached() {
+	if x.Position() >= x.target {
+		x.until.Store(forever)
+	}
+}
+
+// fold is the index's own domain.EvolveKey. It applies an event only to the state
+// that the event was decided at.
+func (c *contents) fold(e *eventstore.Event) error {
+	switch event := e.Event.(type) {
+	case domain.KeyCreated:
+		if e.Version != 1 {
+			return fmt.Errorf("key %s is created at version %d", event.Key, e.Version)
+		}
+		if c.lookUp(event.Key) != 0 {
+			return fmt.Errorf("key %s is created twice", event.Key)
+		}
+		return c.add(&key{
+			digest: event.Digest, id: event.Key, organization: string(event.Organization), name: event.Name,
+			scopes: c.profiles.scopes.intern(event.Scopes), limit: event.RateLimit, expires: instant(event.ExpiresAt), version: e.Version,
+		})
+	case domain.KeyRevoked:
+		ref, err := c.next(event.Key, e.Version)
+		if err != nil {
+			return err
+		}
+		return c.change(ref, func(t *traits) {
+			t.flags |= flagRevoked
+			t.version = e.Version
+		})
+	case domain.MemberAdded, domain.MemberRemoved:
+		return nil // nothing that a verdict depends on
+	case domain.KeyUsed:
+		return errors.New("a use does not belong to the lifecycle lane")
+	}
+	return fmt.Errorf("unknown event %T", e.Event)
+}
+
+// next finds the key that an event changes, and refuses an event that does not
+// come right after what the entry holds.
+func (c *contents) next(id domain.KeyID, version uint64) (uint32, error) {
+	ref := c.lookUp(id)
+	if ref == 0 {
+		return 0, fmt.Errorf("key %s is changed before it is created", id)
+	}
+	if has := c.profiles.at(c.entry(ref).profile()).traits().version; version != has+1 {
+		return 0, fmt.Errorf("version %d of key %s came after version %d", version, id, has)
+	}
+	return ref, nil
+}
+
+// Forget removes keys that were revoked long ago; from then on they are not found.
+// It says how many: not those that are not revoked, and none that was used in the
+// last minutes.
+func (x *Index) Forget(ids ...domain.KeyID) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c := x.contents.Load()
+	if c == nil {
+		return 0
+	}
+	n := 0
+	for _, id := range ids {
+		ref := c.lookUp(id)
+		if ref != 0 && c.profiles.at(c.entry(ref).profile()).traits().flags&flagRevoked != 0 && c.remove(ref) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,176 @@
+package verification
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"keyledger/domain"
+)
+
+// contents is all that an index knows of one history of one ledger. One goroutine
+// changes it; any number read.
+type contents struct {
+	position atomic.Uint64 // everything up to here is applied
+	seed     seed
+	history  history
+	entries  slab[[segmentSize]entry]
+	byDigest table
+	names    arena
+	profiles *profiles
+
+	inUse    slab[[segmentSize]number] // the tally of each entry, 0 for none
+	tallies  tallies
+	refusals [refusalStripes]refusalStripe
+
+	// The writer's own.
+	byID  table
+	count uint32   // references given out
+	free  []uint32 // those given back
+}
+
+// history names one epoch of one ledger.
+type history struct {
+	ledger domain.ID
+	epoch  uint32
+}
+
+// key is a key's state as the writer hands it over.
+type key struct {
+	digest       domain.Digest
+	id           domain.KeyID
+	organization string
+	name         string
+	scopes       uint32
+	limit        uint32
+	expires      uint64 // instant
+	flags        uint8
+	version      uint64
+}
+
+const shards = 1024
+
+func newContents() *contents {
+	c := &contents{seed: newSeed()}
+	c.profiles = newProfiles(&c.seed)
+	c.byDigest = newTable(shards, 0.88, 1.18, func(ref uint32) uint64 {
+		d := c.entry(ref).digest()
+		return c.seed.digest(&d)
+	})
+	// Only the writer looks here, so it may be fuller.
+	c.byID = newTable(shards, 0.94, 1.1, func(ref uint32) uint64 { return c.seed.id(c.entry(ref).id()) })
+	for i := range c.refusals {
+		c.refusals[i].counts = map[refusalKey]refusal{}
+	}
+	return c
+}
+
+func (c *contents) entry(ref uint32) *entry {
+	return &c.entries.segment(ref >> segmentBits)[ref&(segmentSize-1)]
+}
+
+// find looks a digest up. It gives the reference, 0 when there is none.
+func (c *contents) find(d *digestWords, f *found) uint32 {
+	for p := c.byDigest.probe(c.seed.digest(d)); ; {
+		ref := p.next()
+		if ref == 0 || c.entry(ref).read(d, f) {
+			return ref
+		}
+	}
+}
+
+// lookUp finds a key by its id, for the writer.
+func (c *contents) lookUp(id domain.KeyID) uint32 {
+	for p := c.byID.probe(c.seed.id(id)); ; {
+		ref := p.next()
+		if ref == 0 || c.entry(ref).id() == id {
+			return ref
+		}
+	}
+}
+
+// add takes a key in that is not there yet.
+func (c *contents) add(k *key) error {
+	organization, err := c.profiles.organizationPlace(k.organization)
+	if err != nil {
+		return err
+	}
+	d := wordsOf(&k.digest)
+	var f found
+	if ref := c.find(&d, &f); ref != 0 {
+		return fmt.Errorf("key %s has the digest of key %s", k.id, f.id)
+	}
+	if len(k.name) > mostNameSize {
+		return fmt.Errorf("key %s: a name of %d bytes does not fit", k.id, len(k.name))
+	}
+	profile, err := c.profiles.intern(traits{organization: organization, scopes: k.scopes, limit: k.limit, flags: k.flags, version: k.version})
+	if err != nil {
+		return err
+	}
+	name, err := c.names.add(k.name)
+	if err != nil {
+		return err
+	}
+	ref, err := c.reference()
+	if err != nil {
+		return err
+	}
+	c.entry(ref).write(&d, &found{id: k.id, name: name, size: uint32(len(k.name)), expires: k.expires, profile: profile})
+	c.byID.insert(c.seed.id(k.id), ref)
+	c.byDigest.insert(c.seed.digest(&d), ref) // last: now it can be found
+	return nil
+}
+
+func (c *contents) reference() (uint32, error) {
+	if n := len(c.free); n > 0 {
+		ref := c.free[n-1]
+		c.free = c.free[:n-1]
+		return ref, nil
+	}
+	ref := c.count + 1
+	if err := growTo(&c.entries, ref); err != nil {
+		return 0, err
+	}
+	if err := growTo(&c.inUse, ref); err != nil {
+		return 0, err
+	}
+	c.count = ref
+	return ref, nil
+}
+
+// change gives a key another profile.
+func (c *contents) change(ref uint32, change func(*traits)) error {
+	e := c.entry(ref)
+	t := c.profiles.at(e.profile()).traits()
+	change(&t)
+	profile, err := c.profiles.intern(t)
+	if err != nil {
+		return err
+	}
+	e.setProfile(profile)
+	return nil
+}
+
+// remove forgets a revoked key: from now on it is not found. It says false while
+// the key has a tally, which is for some time after its last use.
+func (c *contents) remove(ref uint32) bool {
+	e := c.entry(ref)
+	if c.number(ref).Load() != 0 {
+		return false
+	}
+	d := e.digest()
+	c.byDigest.remove(c.seed.digest(&d), ref)
+	c.byID.remove(c.seed.id(e.id()), ref)
+	// Who has found the reference already sees a digest that does not match, or that
+	// the last word changed, and never another key's words beside this one's.
+	e.clear()
+	c.free = append(c.free, ref)
+	return true
+}
+
+// reserve makes room for so many keys.
+func (c *contents) reserve(keys int) {
+	c.byDigest.reserve(keys)
+	c.byID.reserve(keys)
+}
+
+func (c *contents) len() int { return int(c.count) - len(c.free) }

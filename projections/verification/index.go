@@ -1,0 +1,239 @@
+package verification
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"keyledger/domain"
+)
+
+// Options are what an index needs.
+type Options struct {
+	Pool       *pgxpool.Pool         // where Run loads the snapshot from
+	Log        Log                   // what Run follows
+	Logger     *slog.Logger          // nil: none
+	Clock      func() time.Time      // nil: time.Now
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Index answers whether a key may be used, from memory.
+type Index struct {
+	pool   *pgxpool.Pool
+	log    Log
+	logger *slog.Logger
+	clock  func() time.Time
+	base   time.Time // limits count time from here, and with the monotonic clock
+
+	_ [64]byte
+	// What every verification reads. It is written when events are applied, and
+	// never by a verification.
+	until    atomic.Int64 // verdicts may be given before this moment, in nanoseconds since base
+	contents atomic.Pointer[contents]
+	_        [64]byte
+
+	unknown [unknownStripes]stripe
+
+	mu     sync.Mutex      // held by whoever changes contents or what follows
+	target domain.Position // where the log ended when it was loaded
+	former []*contents     // whose uses may still have to be collected
+	moved  chan struct{}   // closed when the position has changed; nil: nobody waits
+	took   time.Duration   // by the last load
+	keys   int             // in it
+}
+
+type stripe struct {
+	count atomic.Uint64
+	_     [56]byte
+}
+
+const unknownStripes = 64
+
+// notReady and forever are values of until.
+const (
+	notReady = math.MinInt64
+	forever  = math.MaxInt64
+)
+
+// New makes an empty index. It answers after Run, or Load, has filled it.
+func New(o Options) *Index {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	x := &Index{pool: o.Pool, log: o.Log, logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth)}
+	x.until.Store(notReady)
+	if o.Registerer != nil {
+		if err := o.Registerer.Register(&collector{x}); err != nil {
+			x.logger.Error("the verification index is not published as metrics", "error", err)
+		}
+	}
+	return x
+}
+
+var errNotReady = &domain.Error{Code: domain.CodeUnavailable, Message: "the keys are not loaded yet, try again"}
+
+// Verify gives the verdict on a presented key and counts the use. It takes no
+// lock, allocates nothing and asks nobody. The only error is CodeUnavailable,
+// while nothing is known.
+func (x *Index) Verify(v domain.Verification) (domain.Verdict, error) {
+	var verdict domain.Verdict
+	_, err := x.verify(&v, &verdict)
+	return verdict, err
+}
+
+// verify also says where the use was counted.
+func (x *Index) verify(v *domain.Verification, verdict *domain.Verdict) (where durableUse, err error) {
+	if int64(v.Now.Sub(x.base)) >= x.until.Load() {
+		return where, errNotReady
+	}
+	c := x.contents.Load()
+	where.contents = c
+	// Read before the entry: what is decided may know more than it says, never less.
+	position := c.position.Load()
+	verdict.Position = domain.Position(position)
+
+	digest := wordsOf(&v.Digest)
+	var f found
+	ref := c.find(&digest, &f)
+	if ref == 0 {
+		x.miss(v, verdict)
+		return where, nil
+	}
+	t := c.profiles.at(f.profile).traits()
+	organization := domain.OrganizationID(c.profiles.organization(t.organization))
+	if v.Within != "" && v.Within != organization {
+		x.miss(v, verdict)
+		return where, nil
+	}
+	scopes := c.profiles.scopes.at(t.scopes)
+	micros, bucket := v.Now.UnixMicro(), x.bucket(v.Now)
+	verdict.Key = f.id
+	verdict.Organization = organization
+	verdict.Name = c.names.text(f.name, f.size)
+	verdict.Scopes = scopes.scopes
+	verdict.ExpiresAt = moment(f.expires)
+	verdict.Version = t.version
+
+	// The order is domain.Key.Judge's, and the limit comes last: a refusal costs none.
+	switch {
+	case t.flags&flagRevoked != 0:
+		verdict.Outcome = domain.OutcomeRevoked
+	case t.flags&flagDisabled != 0:
+		verdict.Outcome = domain.OutcomeDisabled
+	case passed(f.expires, micros):
+		verdict.Outcome = domain.OutcomeExpired
+	case !scopes.implyAll(v.Required):
+		verdict.Outcome = domain.OutcomeInsufficientScope
+	}
+	var left uint32
+	var newest uint64
+	if verdict.Outcome == domain.OutcomeValid {
+		verdict.Outcome, where.tally, left, newest, err = c.use(ref, &f, &t, v.Free, micros, bucket, position)
+		if err != nil {
+			*verdict = domain.Verdict{}
+			return where, domain.Unavailable(err)
+		}
+	} else {
+		c.refuse(ref, f.id, t.organization, verdict.Outcome, micros, position)
+		left, newest = c.peek(ref, t.limit, bucket)
+	}
+	if t.limit > 0 {
+		verdict.Limit = x.limit(t.limit, left, newest, v.Now)
+	}
+	return where, nil
+}
+
+// miss is a key that is not here, or not for the asker to see.
+func (x *Index) miss(v *domain.Verification, verdict *domain.Verdict) {
+	verdict.Outcome = domain.OutcomeNotFound
+	x.unknown[v.Digest[0]%unknownStripes].count.Add(1)
+}
+
+// bucket is a moment on the clock of the limits.
+func (x *Index) bucket(now time.Time) uint64 { return uint64(max(now.Sub(x.base), 0)) / bucketWidth }
+
+// limit says where a key stands whose newest use was in a bucket: it is forgotten
+// eleven buckets later.
+func (x *Index) limit(limit, left uint32, newest uint64, now time.Time) domain.Limit {
+	reset := now
+	if newest > 0 {
+		if wait := time.Duration((newest+buckets+1)*bucketWidth) - now.Sub(x.base); wait > 0 {
+			reset = now.Add(wait)
+		}
+	}
+	return domain.Limit{PerMinute: limit, Remaining: left, Reset: reset}
+}
+
+// Ready says whether verdicts are given.
+func (x *Index) Ready() bool { return int64(x.clock().Sub(x.base)) < x.until.Load() }
+
+// Position is the last position of the lifecycle lane that is applied.
+func (x *Index) Position() domain.Position {
+	if c := x.contents.Load(); c != nil {
+		return domain.Position(c.position.Load())
+	}
+	return 0
+}
+
+// Len counts the keys.
+func (x *Index) Len() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if c := x.contents.Load(); c != nil {
+		return c.len()
+	}
+	return 0
+}
+
+// WaitFor returns when the index has applied a position, or ctx ends.
+func (x *Index) WaitFor(ctx context.Context, position domain.Position) error {
+	for x.Position() < position {
+		x.mu.Lock()
+		if x.moved == nil {
+			x.moved = make(chan struct{})
+		}
+		moved := x.moved
+		x.mu.Unlock()
+		if x.Position() >= position {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return &domain.Error{Code: domain.CodeStale, Message: "the position is not here yet", Err: ctx.Err()}
+		}
+	}
+	return nil
+}
+
+// collectable gives the contents whose uses are to be recorded.
+func (x *Index) collectable() (current *contents, former []*contents) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.contents.Load(), slices.Clone(x.former)
+}
+
+// drop forgets former contents.
+func (x *Index) drop(drained []*contents) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.former = slices.DeleteFunc(x.former, func(c *contents) bool { return slices.Contains(drained, c) })
+}
+
+// announce wakes whoever waits. The caller holds mu.
+func (x *Index) announce() {
+	if x.moved != nil {
+		close(x.moved)
+		x.moved = nil
+	}
+}

@@ -1,0 +1,187 @@
+package verification
+
+import "math/bits"
+
+// The limit of a key is kept in two words.
+//
+// # What is promised
+//
+// On this node, a key with a limit of L requests a minute is never accepted more
+// than L times in any window of 60 seconds, wherever the window begins: not in a minute of the clock,
+// not on average, in any. A burst of L is accepted at once after a quiet minute.
+//
+// # How
+//
+// Time is cut into buckets of 6 seconds. The uses of the bucket that runs are
+// counted exactly; those of the ten before it in 63rds of the limit. A window of 60 seconds that ends
+// in this bucket touches these eleven and no other, so a use is accepted while
+// their sum is below the limit.
+//
+// What a bucket has counted beyond whole 63rds is moved into the next one. So the
+// sum is exact, and a use is only ever remembered too long, never too short.
+//
+// # What it costs
+//
+// A use is remembered for up to 66 seconds instead of 60, and up to one 63rd of the limit for
+// longer. A client that spreads its requests evenly and stays below 89 % of its limit (10/11 -
+// 1/63) is never refused. One that sends exactly its limit, evenly, is refused
+// for one bucket of eleven: it gets 10/11 of the limit. A limit below 64 is
+// counted in whole uses.
+//
+// # Words
+//
+//	recent  27 bits  uses in the newest bucket
+//	        28 bits  the bucket's number
+//	         4 bits  how many buckets a move under way goes ahead; 0: none is
+//	         4 bits  turn
+//	past    60 bits  ten counts of 6 bits in 63rds of the limit, the newest lowest
+//	         4 bits  turn
+//
+// past belongs to recent when their turns are equal. A move to a newer bucket
+// takes three steps, and whoever comes across one that is not finished, finishes
+// it: nobody waits.
+//
+//  1. recent takes the new bucket's number, but keeps the count of the old one,
+//     says how far the move goes, and advances its turn. From here on nothing is
+//     counted into the old bucket.
+//  2. past takes the old bucket's count and the new turn. That succeeds once.
+//  3. recent's count becomes what was left over, and the move is over.
+//
+// A use is counted by exchanging recent alone, after past was read. past only changes
+// after recent has, so the exchange fails when past was too old.
+const (
+	buckets     = 10
+	bucketWidth = 60_000_000_000 / buckets // nanoseconds
+	unitBits    = 6
+	mostUnits   = 1<<unitBits - 1
+
+	recentBits  = 27
+	recentMask  = 1<<recentBits - 1
+	bucketBits  = 28
+	bucketShift = recentBits
+	bucketMask  = 1<<bucketBits - 1
+	aheadShift  = bucketShift + bucketBits
+	turnShift   = aheadShift + 4
+	turnMask    = 15
+
+	pastBits = buckets * unitBits
+	pastMask = 1<<pastBits - 1
+)
+
+// refused and gone are what take answers beside a use that was counted.
+type taking uint8
+
+const (
+	taken   taking = iota
+	refused        // the limit is reached
+	gone           // the tally is not the owner's any more
+)
+
+func unit(limit uint32) uint64 { return max(1, (uint64(limit)+mostUnits-1)/mostUnits) }
+
+// units adds up the ten counts.
+func units(past uint64) uint64 {
+	const even = 0x3f03f03f03f03f
+	pairs := past&even + past>>unitBits&even // five sums of 12 bits
+	return pairs * 0x1001001001001 >> 48 & 0xfff
+}
+
+// take counts one use in a bucket, unless the limit is reached, and says how many
+// more there may be and which bucket was used last.
+func (t *tally) take(owner, limit uint32, now uint64) (left uint32, newest uint64, _ taking) {
+	each := unit(limit)
+	for {
+		recent := t.recent.Load()
+		past := t.past.Load()
+		if !t.belongsTo(owner) {
+			return 0, 0, gone
+		}
+		if recent>>aheadShift&15 != 0 {
+			t.finish(recent, past, each)
+			continue
+		}
+		if past>>pastBits != recent>>turnShift {
+			continue // read apart
+		}
+		count, bucket := recent&recentMask, recent>>bucketShift&bucketMask
+		if now > bucket {
+			ahead := now - bucket
+			if past&pastMask == 0 && (count == 0 || ahead > buckets) {
+				// Nothing to remember: the move and the use are one step.
+				if t.recent.CompareAndSwap(recent, recent>>turnShift<<turnShift|now<<bucketShift|1) {
+					return limit - 1, now, taken
+				}
+				continue
+			}
+			turn := (recent>>turnShift + 1) & turnMask
+			if next := turn<<turnShift | min(ahead, 15)<<aheadShift | now<<bucketShift | count; t.recent.CompareAndSwap(recent, next) {
+				t.finish(next, past, each)
+			}
+			continue
+		}
+		used := units(past&pastMask)*each + count
+		if used >= uint64(limit) {
+			return 0, newestUse(count, past, bucket), refused
+		}
+		if t.recent.CompareAndSwap(recent, recent+1) {
+			return limit - uint32(used) - 1, bucket, taken
+		}
+	}
+}
+
+// finish does the second and the third step of a move.
+func (t *tally) finish(recent, past, each uint64) {
+	count, ahead, turn := recent&recentMask, recent>>aheadShift&15, recent>>turnShift
+	var kept, left uint64
+	if ahead <= buckets {
+		whole := min(count/each, mostUnits)
+		kept = (past<<(unitBits*ahead) | whole<<(unitBits*(ahead-1))) & pastMask
+		left = count - whole*each
+	}
+	// past is at the turn before, or step 2 was done, or this move is over and the
+	// last exchange fails, too.
+	if past>>pastBits == (turn-1)&turnMask {
+		t.past.CompareAndSwap(past, turn<<pastBits|kept)
+	}
+	t.recent.CompareAndSwap(recent, turn<<turnShift|recent>>bucketShift&bucketMask<<bucketShift|left)
+}
+
+// peek says how many uses there may be, and which bucket was used last, without
+// counting one.
+func (t *tally) peek(owner, limit uint32, now uint64) (left uint32, newest uint64) {
+	for {
+		recent := t.recent.Load()
+		past := t.past.Load()
+		if !t.belongsTo(owner) {
+			return limit, 0
+		}
+		if recent>>aheadShift&15 != 0 {
+			t.finish(recent, past, unit(limit))
+			continue
+		}
+		if past>>pastBits != recent>>turnShift {
+			continue
+		}
+		count, bucket := recent&recentMask, recent>>bucketShift&bucketMask
+		newest = newestUse(count, past, bucket)
+		if now > bucket+buckets {
+			return limit, newest
+		}
+		if now > bucket {
+			past <<= unitBits * (now - bucket)
+		}
+		used := units(past&pastMask)*unit(limit) + count
+		return limit - uint32(min(used, uint64(limit))), newest
+	}
+}
+
+// newestUse is the newest bucket with a use that is remembered, 0 when there is none.
+func newestUse(count, past, bucket uint64) uint64 {
+	switch {
+	case count > 0:
+		return bucket
+	case past&pastMask == 0:
+		return 0
+	}
+	return bucket - 1 - uint64(bits.TrailingZeros64(past))/unitBits
+}

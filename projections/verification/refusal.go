@@ -1,0 +1,46 @@
+package verification
+
+import (
+	"sync"
+
+	"keyledger/domain"
+)
+
+// Uses that were refused are rarer and need no limit, so they are counted beside
+// the entries, by key and outcome, until the next flush. Only known keys are
+// counted here, so there is a bound; and a stripe's lock is nothing that an accepted
+// use ever waits for.
+type refusalStripe struct {
+	mu     sync.Mutex
+	counts map[refusalKey]refusal
+	_      [40]byte
+}
+
+type refusalKey struct {
+	key     domain.KeyID
+	outcome domain.Outcome
+}
+
+type refusal struct {
+	organization uint64
+	count        uint64
+	first, last  int64
+	decided      uint64
+}
+
+const refusalStripes = 128
+
+// refuse counts a refused use.
+func (c *contents) refuse(ref uint32, key domain.KeyID, organization uint64, outcome domain.Outcome, micros int64, position uint64) {
+	s := &c.refusals[ref%refusalStripes]
+	s.mu.Lock()
+	r := s.counts[refusalKey{key, outcome}]
+	if r.count == 0 {
+		r = refusal{organization: organization, first: micros, last: micros}
+	}
+	r.count++
+	r.first, r.last = min(r.first, micros), max(r.last, micros)
+	r.decided = max(r.decided, position)
+	s.counts[refusalKey{key, outcome}] = r
+	s.mu.Unlock()
+}

@@ -1,0 +1,157 @@
+package verification
+
+import (
+	"sync/atomic"
+
+	"keyledger/domain"
+)
+
+// number is a tally's.
+type number = atomic.Uint32
+
+func (c *contents) number(ref uint32) *number {
+	return &c.inUse.segment(ref >> segmentBits)[ref&(segmentSize-1)]
+}
+
+// use charges a key's limit and counts the use, or counts that it was refused
+// because of the limit. bucket is the moment on the limit's clock.
+func (c *contents) use(ref uint32, f *found, t *traits, free bool, micros int64, bucket, position uint64) (outcome domain.Outcome, number, left uint32, newest uint64, err error) {
+	for {
+		tally, number, err := c.tally(ref, micros)
+		if err != nil {
+			return 0, 0, 0, 0, err
+		}
+		switch {
+		case t.limit == 0:
+		case free:
+			left, newest = tally.peek(ref, t.limit, bucket)
+		default:
+			var result taking
+			left, newest, result = tally.take(ref, t.limit, bucket)
+			if result == refused {
+				c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, micros, position)
+				return domain.OutcomeRateLimited, 0, 0, newest, nil
+			}
+			if result == gone {
+				c.unlink(ref, number)
+				continue
+			}
+		}
+		// When the tally was taken away in between, what was charged went with it, and
+		// is charged again in the next one.
+		if tally.count(ref, micros, position) {
+			return domain.OutcomeValid, number, left, newest, nil
+		}
+		c.unlink(ref, number)
+	}
+}
+
+// tally gives an entry's tally, and makes it have one.
+func (c *contents) tally(ref uint32, micros int64) (*tally, uint32, error) {
+	n := c.number(ref)
+	if number := n.Load(); number != 0 {
+		return c.tallies.at(number), number, nil
+	}
+	number, err := c.tallies.take(ref, micros)
+	if err != nil {
+		return nil, 0, err
+	}
+	if n.CompareAndSwap(0, number) {
+		return c.tallies.at(number), number, nil
+	}
+	// Somebody was faster.
+	c.tallies.at(number).uses.Store(0)
+	c.tallies.release(number, ref)
+	number = n.Load()
+	if number == 0 {
+		return c.tally(ref, micros)
+	}
+	return c.tallies.at(number), number, nil
+}
+
+// unlink helps on with taking away a tally that is no longer the entry's.
+func (c *contents) unlink(ref, number uint32) { c.number(ref).CompareAndSwap(number, 0) }
+
+// counted is how a key was used with one outcome since the last flush.
+type counted struct {
+	organization domain.OrganizationID
+	key          domain.KeyID
+	outcome      domain.Outcome
+	count        uint64
+	first, last  int64
+	decided      uint64
+}
+
+// collect takes the counts out of up to so many tallies from a number on, and
+// gives back those that were idle for long. It says where to go on: 0 when all
+// were seen. One goroutine at a time.
+func (c *contents) collect(from uint32, most int, micros int64, bucket uint64, uses []counted) ([]counted, uint32) {
+	made := c.tallies.made.Load()
+	for n := from; n <= made; n++ {
+		if len(uses) >= most {
+			return uses, n
+		}
+		t := c.tallies.at(n)
+		word := t.uses.Load()
+		switch {
+		case word == 0:
+		case word&countMask != 0:
+			uses = c.take(n, uses)
+		case t.idle(micros, bucket) && t.uses.CompareAndSwap(word, 0):
+			owner := uint32(word >> countBits)
+			c.unlink(owner, n)
+			c.tallies.release(n, owner)
+		}
+	}
+	return uses, 0
+}
+
+// take takes the count out of one tally.
+func (c *contents) take(number uint32, uses []counted) []counted {
+	t := c.tallies.at(number)
+	for {
+		word := t.uses.Load()
+		if word&countMask == 0 {
+			return uses
+		}
+		// Read before the exchange, so that it belongs to no key but the owner.
+		first, last, decided := t.first.Load(), t.last.Load(), t.decided.Load()
+		if !t.uses.CompareAndSwap(word, word&^uint64(countMask)) {
+			continue // more came
+		}
+		e := c.entry(uint32(word >> countBits))
+		place := c.profiles.at(e.profile()).traits().organization
+		return append(uses, counted{
+			organization: domain.OrganizationID(c.profiles.organization(place)), key: e.id(), outcome: domain.OutcomeValid,
+			count: word & countMask, first: min(first, last), last: last, decided: decided,
+		})
+	}
+}
+
+// collectRefusals takes out what was refused.
+func (c *contents) collectRefusals(uses []counted) []counted {
+	for i := range c.refusals {
+		s := &c.refusals[i]
+		s.mu.Lock()
+		counts := s.counts
+		if len(counts) > 0 {
+			s.counts = make(map[refusalKey]refusal)
+		}
+		s.mu.Unlock()
+		for k, r := range counts {
+			uses = append(uses, counted{
+				organization: domain.OrganizationID(c.profiles.organization(r.organization)), key: k.key, outcome: k.outcome,
+				count: r.count, first: r.first, last: r.last, decided: r.decided,
+			})
+		}
+	}
+	return uses
+}
+
+// peek says how many uses an entry's limit leaves, without counting one.
+func (c *contents) peek(ref, limit uint32, bucket uint64) (left uint32, newest uint64) {
+	if number := c.number(ref).Load(); number != 0 {
+		return c.tallies.at(number).peek(ref, limit, bucket)
+	}
+	return limit, 0
+}
