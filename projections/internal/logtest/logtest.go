@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/internal/postgres"
 	"keyledger/internal/testkit"
 )
 
@@ -30,7 +32,20 @@ type Log struct {
 // New makes an empty log.
 func New(t testing.TB) *Log {
 	t.Helper()
-	l := &Log{t: t, DB: testkit.Database(t), boot: NewID(t)}
+	return on(t, testkit.Database(t))
+}
+
+// NewDurable makes one on a Postgres of its own with all its guarantees, for
+// measurements.
+func NewDurable(t testing.TB) *Log {
+	t.Helper()
+	cluster := testkit.Postgres(t, postgres.Options{Logger: slog.New(slog.DiscardHandler)})
+	return on(t, testkit.DB{AdminURL: cluster.AdminURL(), URL: cluster.URL()})
+}
+
+func on(t testing.TB, db testkit.DB) *Log {
+	t.Helper()
+	l := &Log{t: t, DB: db, boot: NewID(t)}
 	l.Pool = Pool(t, l.DB.URL)
 	l.Store = Open(t, l.Pool)
 	Background(t, "the log", func(ctx context.Context) error {
