@@ -69,7 +69,7 @@ type appender struct {
 	store   *Store
 	logger  *slog.Logger
 	queue   chan *appendRequest
-	stopped chan struct{} // closed when run has returned: nobody answers any more
+	stopped chan struct{}    // closed when run has returned: nobody answers any more
 	waiting []*appendRequest // put off by the last batch
 
 	lastCommit time.Duration // how long the last batch took
@@ -195,9 +195,8 @@ func (a *appender) collect() []*appendRequest {
 // commit writes one batch and answers everybody in it. Its error ends the appender; everything
 // else is answered or tried again.
 //
-// The order is the order for these reasons. The batch is sent as one call whose
-// transaction begins and ends in the server, so that this process can be paused
-// anywhere and holds no lock. When the answer does not come, the very same batch
+// The order is the order for these reasons. The batch is sent as one call that
+// commits by itself, so that this process can be paused anywhere and holds no lock. When the answer does not come, the very same batch
 // is sent again, with the same event ids: append_events recognises by id at its version what it had
 // committed, and whatever a lost call might still do afterwards meets a moved version.
 // So nothing is guessed and nothing is doubled. The tail learns of the events only
@@ -349,7 +348,7 @@ func (a *appender) recall(ctx context.Context, r *appendRequest, answer *appendA
 	return nil
 }
 
-const appendSQL = `SELECT head, at, outcomes, known FROM append_events(
+const appendSQL = `CALL append_batch(
 	$1, $2, $3,
 	$4, $5, $6, $7, $8, $9, $10, $11,
 	$12, $13, $14, $15, $16, $17, $18, $19, $20)`

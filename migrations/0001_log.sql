@@ -157,8 +157,7 @@ CREATE TABLE data_keys (
     CONSTRAINT data_keys_pkey PRIMARY KEY (organization, number)
 );
 
--- Appends a batch of commands in one call, so that its transaction begins and ends
--- inside the server: a client that is paused at the worst moment holds no lock.
+-- Appends a batch of commands. It is called by append_batch below, which commits.
 --
 -- One entry of the c_ arrays a command, one of the e_ arrays an event, in order;
 -- e_command says whose it is, counted from 1. No two commands of a batch touch
@@ -286,6 +285,29 @@ END
 $$;
 -- +goose StatementEnd
 
+-- The one way to append: the batch and its commit in one call. The transaction
+-- begins and ends inside the server, so a client that is paused at the worst moment
+-- holds no lock. In a plain SELECT the commit would wait for the protocol's Sync
+-- message, and a client could be stopped just before it. A procedure
+-- that commits may have neither SECURITY DEFINER nor SET, hence the two.
+-- +goose StatementBegin
+CREATE PROCEDURE append_batch(
+    p_lane text, p_ledger uuid, p_epoch integer,
+    c_id uuid[], c_fingerprint bytea[], c_stream text[], c_expected bigint[], c_first uuid[], c_events integer[], c_guard text[], c_guarded bigint[],
+    e_command integer[], e_id uuid[], e_version bigint[], e_organization text[], e_type text[], e_schema smallint[],
+    e_data bytea[], e_metadata bytea[], e_sealed bytea[],
+    INOUT head bigint DEFAULT NULL, INOUT at timestamptz DEFAULT NULL, INOUT outcomes smallint[] DEFAULT NULL, INOUT known jsonb DEFAULT NULL
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT a.head, a.at, a.outcomes, a.known INTO head, at, outcomes, known
+      FROM append_events(p_lane, p_ledger, p_epoch, c_id, c_fingerprint, c_stream, c_expected, c_first, c_events, c_guard, c_guarded,
+           e_command, e_id, e_version, e_organization, e_type, e_schema, e_data, e_metadata, e_sealed) a;
+    COMMIT;
+END
+$$;
+-- +goose StatementEnd
+
 -- After a restore or a failover that lost commits: positions from here on are
 -- another history. Only the owner may say so.
 -- +goose StatementBegin
@@ -314,7 +336,9 @@ FROM events;
 
 REVOKE ALL ON FUNCTION raise_epoch(text), ensure_usage_parts(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION append_events FROM PUBLIC;
+REVOKE ALL ON PROCEDURE append_batch FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION append_events, ensure_usage_parts(bigint) TO keyledger_service;
+GRANT EXECUTE ON PROCEDURE append_batch TO keyledger_service;
 GRANT SELECT ON log_head, log_epochs, events, events_readable TO keyledger_service;
 GRANT SELECT, DELETE ON commands TO keyledger_service;
 GRANT SELECT, INSERT, DELETE ON data_keys TO keyledger_service;
