@@ -33,6 +33,21 @@ build: ## Build bin/keyledger, one static binary
 run: build ## Start Keyledger with nothing to configure, and show lines to paste
 	@deploy/run.sh bin/keyledger
 
+.PHONY: up
+up: .env ## Start Postgres, NATS and Keyledger in containers
+	VERSION=$(VERSION) docker compose up --build --wait
+
+.PHONY: down
+down: ## Stop the containers; their volumes stay
+	docker compose down
+
+# Never made anew: another master key could not read what the first one sealed.
+.env:
+	@umask 077; while IFS= read -r line; do \
+		if [[ "$$line" =~ ^[A-Z_]+=$$ ]]; then line+=$$(od -An -v -tx1 -N32 /dev/urandom | tr -d " \n"); fi; \
+		printf "%s\n" "$$line"; \
+	done <.env.example >.env.new; mv -n .env.new .env
+
 .PHONY: clean
 clean: ## Remove what was built; the ledger in .keyledger stays
 	rm -rf bin
