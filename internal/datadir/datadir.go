@@ -56,6 +56,9 @@ func (d *Dir) create() error {
 	if err := os.Mkdir(d.path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("create the data directory: %w", err)
 	}
+	if err := Sync(filepath.Dir(d.path)); err != nil {
+		return err
+	}
 	ours, err := isOurs(d.path)
 	if err != nil {
 		return err

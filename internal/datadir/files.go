@@ -134,7 +134,7 @@ func writeFile(path string, data []byte, place func(from, to string) error) (err
 		err = place(temp.Name(), path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = Sync(dir)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -142,14 +142,21 @@ func writeFile(path string, data []byte, place func(from, to string) error) (err
 	return nil
 }
 
-func syncDir(path string) error {
+// Sync makes the names in a folder survive a loss of power.
+func Sync(path string) error {
 	dir, err := os.Open(path)
+	if errors.Is(err, os.ErrPermission) {
+		return nil // a folder that we may only walk through
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("sync a folder: %w", err)
 	}
 	err = dir.Sync()
 	if closeErr := dir.Close(); err == nil {
 		err = closeErr
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	return nil
 }

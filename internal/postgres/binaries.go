@@ -135,6 +135,10 @@ var versionText = regexp.MustCompile(`\(PostgreSQL\) ((\d+)[^\s]*)`)
 // inspect asks a postgres for its version: as the user and in the folder in
 // which it will run, so that whatever keeps that user out shows here.
 func (s *Server) inspect(ctx context.Context, dir string) (binaries, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return binaries{}, fmt.Errorf("resolve the directory of PostgreSQL programs: %w", err)
+	}
 	b := binaries{dir: dir}
 	if _, err := os.Stat(b.initdb()); err != nil {
 		return b, fmt.Errorf("%s is not a directory of PostgreSQL programs: %w", dir, err)

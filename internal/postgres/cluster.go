@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -73,6 +74,9 @@ func (s *Server) prepareDir() error {
 		return fmt.Errorf("resolve the database directory: %w", err)
 	}
 	s.dir = resolved
+	if err := datadir.Sync(filepath.Dir(s.dir)); err != nil {
+		return err
+	}
 	return s.account.letThrough(s.dir)
 }
 
@@ -118,7 +122,9 @@ func (s *Server) initialise(ctx context.Context) error {
 	if err := os.Rename(data, s.dataDir()); err != nil {
 		return fmt.Errorf("move the new database into place: %w", err)
 	}
-	return nil
+	// Were the rename lost with the power, the next start would take the data for
+	// a leftover.
+	return datadir.Sync(s.dir)
 }
 
 // runToEnd runs a child that dies with its parent on a thread that lasts as long
@@ -183,35 +189,40 @@ func (s *Server) choosePort() error {
 	return dir.WriteFile(portFile, []byte(strconv.Itoa(address.Port)+"\n"))
 }
 
-// prepareSocketDir puts the Unix socket beside the data, or under the system's
-// temporary folder where that path is too long for a socket.
+// prepareSocketDir makes an empty folder for the Unix socket: beside the data, or
+// under the system's temporary folder where that path is too long for a socket.
 func (s *Server) prepareSocketDir() error {
 	s.socketDir = filepath.Join(s.dir, "run")
-	if len(filepath.Join(s.socketDir, ".s.PGSQL.65535")) > longestSocketPath {
-		name := "keyledger-" + shortHash(s.dir)
-		s.socketDir = filepath.Join(os.TempDir(), name)
-		// Anybody can take a name there. One that is not the database user's is left
-		// alone, and another drawn.
+	if tooLong(s.socketDir) {
+		sum := sha256.Sum256([]byte(s.dir))
+		s.socketDir = filepath.Join(os.TempDir(), "keyledger-"+hex.EncodeToString(sum[:6]))
+		// Anybody can take a name there. A folder that is not the database user's is
+		// left alone, and another name drawn.
 		if info, err := os.Lstat(s.socketDir); err == nil && (!info.IsDir() || !s.account.owns(info)) {
-			s.socketDir = filepath.Join(os.TempDir(), name+"-"+rand.Text()[:8])
+			s.socketDir += "-" + rand.Text()[:8]
 		}
-		if longest := filepath.Join(s.socketDir, ".s.PGSQL.65535"); len(longest) > longestSocketPath {
-			return fmt.Errorf("the path of the database's socket, %s, is longer than %d bytes: set TMPDIR to a shorter one", longest, longestSocketPath)
+		if tooLong(s.socketDir) {
+			return fmt.Errorf("the path of the database's socket in %s is longer than %d bytes: set TMPDIR to a shorter one", s.socketDir, longestSocketPath)
 		}
 	}
-	if err := os.Mkdir(s.socketDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	// What a killed server left there goes. That the folder is new makes it ours.
+	if err := os.RemoveAll(s.socketDir); err != nil {
+		return fmt.Errorf("remove the last socket of the database: %w", err)
+	}
+	if err := os.Mkdir(s.socketDir, 0o700); err != nil {
 		return fmt.Errorf("create a folder for the database's socket: %w", err)
 	}
 	if err := s.account.own(s.socketDir); err != nil {
 		return err
 	}
-	if err := os.Chmod(s.socketDir, 0o700); err != nil {
-		return fmt.Errorf("close the folder of the database's socket: %w", err)
-	}
 	if s.account == nil {
 		return nil
 	}
 	return s.account.walk(s.socketDir)
+}
+
+func tooLong(socketDir string) bool {
+	return len(filepath.Join(socketDir, ".s.PGSQL.65535")) > longestSocketPath
 }
 
 func (s *Server) removeSocketDir() {

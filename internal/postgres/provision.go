@@ -2,8 +2,6 @@ package postgres
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net/url"
 	"strings"
@@ -69,9 +67,4 @@ func connect(ctx context.Context, address, name string) (*pgx.Conn, error) {
 	}
 	u.Path = "/" + name
 	return pgx.Connect(ctx, u.String())
-}
-
-func shortHash(text string) string {
-	sum := sha256.Sum256([]byte(text))
-	return hex.EncodeToString(sum[:6])
 }

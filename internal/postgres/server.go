@@ -151,8 +151,8 @@ func (s *Server) launch(ctx context.Context) error {
 	patience := time.NewTicker(5 * time.Second)
 	defer patience.Stop()
 	for {
-		ready, changed := s.state()
-		if ready {
+		serving, changed := s.state()
+		if serving != 0 {
 			return nil
 		}
 		select {
@@ -388,9 +388,9 @@ func (s *Server) Err() error {
 // and returns its process id. With previous 0, any will do.
 func (s *Server) AwaitReady(ctx context.Context, previous int) (pid int, err error) {
 	for {
-		ready, changed := s.state()
-		if pid := s.Pid(); ready && pid != 0 && pid != previous {
-			return pid, nil
+		serving, changed := s.state()
+		if serving != 0 && serving != previous {
+			return serving, nil
 		}
 		select {
 		case <-changed:
@@ -399,66 +399,5 @@ func (s *Server) AwaitReady(ctx context.Context, previous int) (pid int, err err
 		case <-ctx.Done():
 			return 0, fmt.Errorf("wait for postgres: %w", context.Cause(ctx))
 		}
-	}
-}
-
-func (s *Server) state() (ready bool, changed <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ready, s.changed
-}
-
-func (s *Server) setProcess(p *os.Process) {
-	s.mu.Lock()
-	s.process = p
-	s.announce()
-	s.mu.Unlock()
-	// Stop may have found no process to signal a moment ago.
-	if s.stopping() {
-		s.signal(syscall.SIGINT)
-	}
-}
-
-func (s *Server) setReady() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ready = true
-	s.announce()
-}
-
-func (s *Server) clearProcess() (wasReady bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	wasReady = s.ready
-	s.process, s.ready = nil, false
-	s.announce()
-	return wasReady
-}
-
-func (s *Server) announce() {
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
-
-func (s *Server) finish(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.err = err
-}
-
-func (s *Server) signal(sig syscall.Signal) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process != nil {
-		_ = s.process.Signal(sig)
-	}
-}
-
-func (s *Server) stopping() bool {
-	select {
-	case <-s.stop:
-		return true
-	default:
-		return false
 	}
 }
