@@ -27,7 +27,7 @@ func TestTheDatabaseEndsWithItsKilledServiceAndKeepsWhatWasCommitted(t *testing.
 	if runtime.GOOS != "linux" {
 		t.Skip("the kernel has no signal for a dead parent")
 	}
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	service := startService(t, exec.Command(os.Args[0]), dir)
 	commit(t, service.url, 3)
 	kill(t, service.cmd.Process.Pid, syscall.SIGKILL)
@@ -41,7 +41,7 @@ func TestTheDatabaseEndsWithItsKilledServiceAndKeepsWhatWasCommitted(t *testing.
 
 func TestAServiceKilledAndStartedAtOnceFindsItsDatabase(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	service := startService(t, exec.Command(os.Args[0]), dir)
 	commit(t, service.url, 3)
 	// Nobody waits for the postmaster here: the start has to.
@@ -70,7 +70,7 @@ func TestAnOrphanIsStoppedAndReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := newDir(t)
+			dir := testkit.PostgresDir(t)
 			server := start(t, dir)
 			url := server.AdminURL()
 			commit(t, url, 2)
@@ -91,7 +91,7 @@ func TestAnOrphanIsStoppedAndReplaced(t *testing.T) {
 
 func TestAStalePidFileThatNamesALivingProcessIsNoObstacle(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	server := start(t, dir)
 	stop(t, server)
 	// In a restarted container process ids come again.
@@ -104,7 +104,7 @@ func TestAStalePidFileThatNamesALivingProcessIsNoObstacle(t *testing.T) {
 
 func TestDataOfAnotherMajorVersionIsRefusedAndUntouched(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	stop(t, start(t, dir))
 	version := filepath.Join(dir, "data", "PG_VERSION")
 	current, err := os.ReadFile(version)
@@ -132,7 +132,7 @@ func TestDataOfAnotherMajorVersionIsRefusedAndUntouched(t *testing.T) {
 
 func TestAnInterruptedFirstStartIsNoObstacle(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := freshDir(t)
 	half := filepath.Join(dir, "new-123", "data")
 	if err := os.MkdirAll(half, 0o700); err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ func serve(dir string) {
 
 func TestTheServiceLoginMayOnlyBecomeTheServiceRole(t *testing.T) {
 	t.Parallel()
-	server := start(t, newDir(t))
+	server := start(t, freshDir(t))
 	for _, url := range []string{server.URL(), server.SocketURL()} {
 		conn := connect(t, url)
 		if _, err := conn.Exec(t.Context(), "CREATE TABLE t (id int)"); code(err) != "42501" {
@@ -84,7 +84,7 @@ func TestTheServiceLoginMayOnlyBecomeTheServiceRole(t *testing.T) {
 
 func TestNobodyElseCanReadTheDatabaseDirectory(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := freshDir(t)
 	start(t, dir)
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -109,7 +109,7 @@ func TestNobodyElseCanReadTheDatabaseDirectory(t *testing.T) {
 
 func TestASecondServerOnTheSameDirectoryIsRefused(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	server := start(t, dir)
 	pid := server.Pid()
 	_, err := postgres.Start(t.Context(), postgres.Options{Dir: dir})
@@ -124,7 +124,7 @@ func TestASecondServerOnTheSameDirectoryIsRefused(t *testing.T) {
 
 func TestARestartKeepsDataPortAndPasswords(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	server := start(t, dir)
 	url := server.AdminURL()
 	commit(t, url, 1)
@@ -140,7 +140,7 @@ func TestARestartKeepsDataPortAndPasswords(t *testing.T) {
 
 func TestAKilledDatabaseComesBackWithWhatWasCommitted(t *testing.T) {
 	t.Parallel()
-	server := start(t, newDir(t))
+	server := start(t, testkit.PostgresDir(t))
 	url := server.AdminURL()
 	for round := 1; round <= 3; round++ {
 		commit(t, url, round)
@@ -161,7 +161,7 @@ func TestAKilledDatabaseComesBackWithWhatWasCommitted(t *testing.T) {
 
 func TestAKilledDatabaseComesBackAlthoughABackendHangs(t *testing.T) {
 	t.Parallel()
-	server := start(t, newDir(t))
+	server := start(t, testkit.PostgresDir(t))
 	conn := connect(t, server.AdminURL())
 	var backend int
 	if err := conn.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&backend); err != nil {
@@ -180,7 +180,7 @@ func TestAKilledDatabaseComesBackAlthoughABackendHangs(t *testing.T) {
 
 func TestStopEndsEvenAPausedDatabase(t *testing.T) {
 	t.Parallel()
-	server := start(t, newDir(t))
+	server := start(t, testkit.PostgresDir(t))
 	for _, pid := range server.Processes() {
 		kill(t, pid, syscall.SIGSTOP)
 	}
@@ -201,7 +201,7 @@ func TestStopEndsEvenAPausedDatabase(t *testing.T) {
 
 func TestALateSecondStopLeavesTheNextServerAlone(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	first := start(t, dir)
 	stop(t, first)
 	second := start(t, dir)
@@ -211,7 +211,7 @@ func TestALateSecondStopLeavesTheNextServerAlone(t *testing.T) {
 
 func TestSupervisionEndsWhenTheDataIsRemoved(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	server := start(t, dir)
 	pid := server.Pid()
 	if err := os.RemoveAll(filepath.Join(dir, "data")); err != nil {
@@ -230,7 +230,7 @@ func TestSupervisionEndsWhenTheDataIsRemoved(t *testing.T) {
 
 func TestATakenPortIsReplaced(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	server := start(t, dir)
 	port := server.Port()
 	commit(t, server.AdminURL(), 1)
@@ -283,7 +283,7 @@ func TestALongPathStillHasASocket(t *testing.T) {
 func TestSettingsReplaceTheBuiltInOnes(t *testing.T) {
 	t.Parallel()
 	server, err := postgres.Start(t.Context(), postgres.Options{
-		Dir: newDir(t), Logger: testkit.Logger(t), Settings: map[string]string{"work_mem": "7MB", "fsync": "off", "port": "1"},
+		Dir: testkit.PostgresDir(t), Logger: testkit.Logger(t), Settings: map[string]string{"work_mem": "7MB", "fsync": "off", "port": "1"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -302,7 +302,7 @@ func TestSettingsReplaceTheBuiltInOnes(t *testing.T) {
 
 func TestABadSettingIsAnErrorThatShowsWhatPostgresSaid(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := freshDir(t)
 	_, err := postgres.Start(t.Context(), postgres.Options{Dir: dir, Settings: map[string]string{"shared_buffers": "lots"}})
 	if err == nil || !strings.Contains(err.Error(), "shared_buffers") {
 		t.Errorf("got %v, want an error about shared_buffers", err)
@@ -312,7 +312,7 @@ func TestABadSettingIsAnErrorThatShowsWhatPostgresSaid(t *testing.T) {
 
 func TestACancelledStartLeavesNothingRunning(t *testing.T) {
 	t.Parallel()
-	dir := newDir(t)
+	dir := testkit.PostgresDir(t)
 	server := start(t, dir)
 	stop(t, server)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -325,8 +325,9 @@ func TestACancelledStartLeavesNothingRunning(t *testing.T) {
 	}
 }
 
-// newDir returns where a database directory can be made.
-func newDir(t *testing.T) string {
+// freshDir returns where a first start can make a database directory. Where that
+// is not what is tested, testkit.PostgresDir is quicker.
+func freshDir(t *testing.T) string {
 	t.Helper()
 	return filepath.Join(testkit.Dir(t), "postgres")
 }

@@ -78,7 +78,8 @@ var shared struct {
 	mu       sync.Mutex
 	root     *root
 	database *template
-	failed   error // the first failure, which every later test repeats at once
+	seed     string // a stopped server's directory, to be copied
+	failed   error  // the first failure, which every later test repeats at once
 }
 
 func sharedRoot() (*root, error) {
@@ -106,6 +107,25 @@ func sharedRootLocked() (*root, error) {
 	}
 	shared.root = &root{path: path, lock: lock}
 	return shared.root, nil
+}
+
+func sharedSeed() (string, error) {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.seed != "" || shared.failed != nil {
+		return shared.seed, shared.failed
+	}
+	root, err := sharedRootLocked()
+	if err == nil {
+		dir := filepath.Join(root.path, "seed")
+		if err = makeSeed(dir); err == nil {
+			shared.seed = dir
+		}
+	}
+	if err != nil {
+		shared.failed = fmt.Errorf("testkit: %w", err)
+	}
+	return shared.seed, shared.failed
 }
 
 // removeAbandoned removes the folders of test processes that were killed.
