@@ -56,9 +56,11 @@ type Options struct {
 }
 
 const (
-	// acknowledgeWithin is how long a message may stay unanswered before the relay
-	// takes it for lost and looks at the stream again.
-	acknowledgeWithin = 5 * time.Second
+	// While a replicated stream elects a leader nobody answers. Short waits find the new
+	// one early; a wait that was too short costs another look and no more.
+	answerWithin      = 2 * time.Second  // a question about the stream
+	acknowledgeWithin = 3 * time.Second  // a message; then it is taken for lost
+	changeWithin      = 15 * time.Second // making, changing or deleting the stream
 	firstRetry        = 50 * time.Millisecond
 )
 
@@ -119,7 +121,11 @@ func New(js jetstream.JetStream, log Log, lane domain.Lane, options Options) (*R
 // ownContext shares js's connection, and neither its window nor its pending
 // messages. Every publish ends within acknowledgeWithin, whatever happens to its answer.
 func ownContext(js jetstream.JetStream, window int) (jetstream.JetStream, error) {
-	opts := []jetstream.JetStreamOpt{jetstream.WithPublishAsyncTimeout(acknowledgeWithin), jetstream.WithPublishAsyncMaxPending(2 * window)}
+	opts := []jetstream.JetStreamOpt{
+		jetstream.WithDefaultTimeout(answerWithin),
+		jetstream.WithPublishAsyncTimeout(acknowledgeWithin),
+		jetstream.WithPublishAsyncMaxPending(2 * window),
+	}
 	switch o := js.Options(); {
 	case o.Domain != "":
 		return jetstream.NewWithDomain(js.Conn(), o.Domain, opts...)

@@ -143,6 +143,37 @@ func TestARelayThatWasPausedForLongPublishesNothingTwice(t *testing.T) {
 	holdsTheLog(t, b.connect(), log, 1)
 }
 
+// lateLog lets something happen between reading the head and returning it.
+type lateLog struct {
+	*memLog
+	meanwhile func()
+	once      sync.Once
+}
+
+func (l *lateLog) Head(ctx context.Context, lane domain.Lane) (eventstore.Head, error) {
+	head, err := l.memLog.Head(ctx, lane)
+	l.once.Do(l.meanwhile)
+	return head, err
+}
+
+func TestWhatAnotherRelayPublishesDuringALookIsNoStreamThatRunsAhead(t *testing.T) {
+	t.Parallel()
+	log := newMemLog(domain.Lifecycle)
+	log.grow(10, time.Now())
+	js := filled(t, log)
+	other := newRelay(t, js, log, domain.Lifecycle, quick())
+	running(t, other)
+	late := &lateLog{memLog: log, meanwhile: func() {
+		log.grow(10, time.Now())
+		reaches(t, other, 20)
+	}}
+	relay := watch(t, js, late, domain.Lifecycle)
+	reaches(t, relay.Relay, 20)
+	if n := relay.lines.count(slog.LevelError); n != 0 {
+		t.Errorf("a false alarm was raised")
+	}
+}
+
 func TestARelayThatLostARaceTakesOverWhenTheOtherStops(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t)

@@ -110,6 +110,8 @@ func (r *Relay) beginning(ctx context.Context) (head eventstore.Head, first doma
 }
 
 func (r *Relay) create(ctx context.Context, ledger domain.ID, first domain.Position) (jetstream.Stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeWithin)
+	defer cancel()
 	stream, err := r.js.CreateStream(ctx, r.configuration(ledger, first))
 	if err != nil {
 		return nil, fmt.Errorf("create stream %s: %w", r.stream, err)
@@ -151,6 +153,8 @@ func (r *Relay) configure(ctx context.Context, stream jetstream.Stream, ledger d
 			changed.Metadata[key] = value
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, changeWithin)
+	defer cancel()
 	if _, err := r.js.UpdateStream(ctx, changed); err != nil {
 		r.options.Logger.Warn("the stream keeps a configuration other than this server's", "stream", r.stream, "error", err)
 		return
@@ -167,7 +171,9 @@ func (r *Relay) Rebuild(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("rebuild stream %s: %w", r.stream, err)
 	}
-	if err := r.js.DeleteStream(ctx, r.stream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+	changing, cancel := context.WithTimeout(ctx, changeWithin)
+	defer cancel()
+	if err := r.js.DeleteStream(changing, r.stream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return fmt.Errorf("rebuild stream %s: %w", r.stream, err)
 	}
 	// A relay of another node may have noticed already and created it: as good.

@@ -3,6 +3,7 @@ package publisher_test
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -18,6 +19,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if options := os.Getenv(serverVariable); options != "" {
+		serveNATS(options)
+	}
 	goleak.VerifyTestMain(m)
 }
 
