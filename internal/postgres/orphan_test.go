@@ -32,7 +32,7 @@ func TestTheDatabaseEndsWithItsKilledServiceAndKeepsWhatWasCommitted(t *testing.
 	commit(t, service.url, 3)
 	kill(t, service.cmd.Process.Pid, syscall.SIGKILL)
 	_ = service.cmd.Wait()
-	awaitEnd(t, service.postmaster)
+	await(t, "the postmaster ends", func() bool { return syscall.Kill(service.postmaster, 0) != nil })
 	server := start(t, dir)
 	if rows := count(t, server.AdminURL()); rows != 3 {
 		t.Errorf("%d rows are left, want 3", rows)
@@ -150,6 +150,24 @@ func TestAnInterruptedFirstStartIsNoObstacle(t *testing.T) {
 	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the half-made data is left: %v", err)
 	}
+}
+
+func TestAServiceKilledDuringItsFirstStartStartsTheNextTime(t *testing.T) {
+	t.Parallel()
+	dir := freshDir(t)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), helperVariable+"="+dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "initdb begins", func() bool {
+		begun, err := filepath.Glob(filepath.Join(dir, "new-*", "data", "*"))
+		return err != nil || len(begun) > 0
+	})
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	server := start(t, dir)
+	connect(t, server.URL())
 }
 
 func TestRootIsToldWhichFolderKeepsTheDatabaseOut(t *testing.T) {
@@ -308,17 +326,23 @@ func postgresProgram(t *testing.T) string {
 // awaitDatabase waits until the postmaster of a directory says that it is ready.
 func awaitDatabase(t *testing.T, dir string) {
 	t.Helper()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for {
+	await(t, "the database is ready", func() bool {
 		text, err := os.ReadFile(filepath.Join(dir, "data", "postmaster.pid"))
-		if err == nil && strings.Contains(string(text), "ready") {
-			return
-		}
+		return err == nil && strings.Contains(string(text), "ready")
+	})
+}
+
+// await waits for what another process does.
+func await(t *testing.T, what string, happened func() bool) {
+	t.Helper()
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	deadline := time.After(time.Minute)
+	for !happened() {
 		select {
 		case <-poll.C:
-		case <-t.Context().Done():
-			t.Fatal("the database does not start")
+		case <-deadline:
+			t.Fatalf("waited in vain until %s", what)
 		}
 	}
 }

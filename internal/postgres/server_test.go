@@ -395,17 +395,3 @@ func kill(t *testing.T, pid int, sig syscall.Signal) {
 		t.Fatal(err)
 	}
 }
-
-// awaitEnd waits until a process that is not our child is gone.
-func awaitEnd(t *testing.T, pid int) {
-	t.Helper()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for syscall.Kill(pid, 0) == nil {
-		select {
-		case <-poll.C:
-		case <-t.Context().Done():
-			t.Fatalf("process %d does not end", pid)
-		}
-	}
-}
