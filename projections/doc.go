@@ -19,7 +19,8 @@
 //	projection.go   what a projection and a log are, and what stops one for good
 //	follower.go     Run follows the log, CatchUp drives it in the caller's goroutine
 //	checkpoint.go   the compare-and-set
-//	rebuild.go      the fold beside the live one; compare.go and swap.go are its two last steps
+//	rebuild.go      the fold beside the live one; compare.go and swap.go are its last steps
+//	tables.go       tables made like others, and put in their place
 //	lag.go          how far behind, for Prometheus
 //
 // The projections themselves are in packages of their own.

@@ -107,6 +107,7 @@ func Rebuild(ctx context.Context, o RebuildOptions) (report Report, err error) {
 			return report, err
 		}
 	}
+	folded := time.Since(start)
 	if r.comparable = why == ""; r.comparable {
 		if report.Comparison, err = r.compare(ctx); err != nil {
 			return report, err
@@ -115,9 +116,16 @@ func Rebuild(ctx context.Context, o RebuildOptions) (report Report, err error) {
 		report.Comparison.Skipped = why
 	}
 	report.Position = r.at.Position
+	o.Logger.Debug("folded and compared", "projection", report.Projection, "position", report.Position, "folded", folded, "compared", time.Since(start)-folded)
 	if o.CompareOnly {
 		report.Took = time.Since(start)
 		return report, nil
+	}
+
+	for _, t := range o.Projection.Tables() {
+		if err := finish(ctx, r.conn, t.Name); err != nil {
+			return report, eventstore.Wrap(err, "make the indexes beside %s", t.Name)
+		}
 	}
 
 	// Now up to the end, in rounds that get shorter, so that little is left for the
@@ -134,9 +142,6 @@ func Rebuild(ctx context.Context, o RebuildOptions) (report Report, err error) {
 		if left <= nearEnough {
 			break
 		}
-	}
-	if err := r.analyze(ctx); err != nil {
-		return report, err
 	}
 	if err := r.swap(ctx); err != nil {
 		return report, err
@@ -176,15 +181,7 @@ func (r *rebuild) prepare(ctx context.Context) error {
 		return err
 	}
 	for _, t := range r.Projection.Tables() {
-		// LIKE copies columns, defaults, constraints and indexes, but not the table's storage
-		// parameters.
-		var parameters string
-		err := r.conn.QueryRow(ctx, `SELECT coalesce('WITH (' || array_to_string(reloptions, ', ') || ')', '') FROM pg_class WHERE oid = $1::regclass`, t.Name).
-			Scan(&parameters)
-		if err != nil {
-			return eventstore.Wrap(err, "look at %s", t.Name)
-		}
-		if _, err := r.conn.Exec(ctx, `CREATE TABLE `+t.Name+shadowSuffix+` (LIKE `+t.Name+` INCLUDING ALL) `+parameters); err != nil {
+		if err := makeBeside(ctx, r.conn, t.Name); err != nil {
 			return eventstore.Wrap(err, "make a table beside %s", t.Name)
 		}
 	}
@@ -218,11 +215,16 @@ const closeWithin = 10 * time.Second
 func (r *rebuild) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 	defer cancel()
-	defer r.conn.Close(ctx) //nolint:errcheck // the lock goes with the connection, however it ends
+	defer r.conn.Close(ctx) //nolint:errcheck // what it held goes with the connection, however it ends
 	if r.shadow == nil || r.conn.IsClosed() {
 		return nil
 	}
-	return r.clear(ctx)
+	if err := r.clear(ctx); err != nil {
+		return err
+	}
+	// The server notices a closed connection when it does; the next rebuild need not wait for that.
+	_, err := r.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, hashtext($2))`, lockRebuild, r.Projection.Name())
+	return eventstore.Wrap(err, "give the lock of a rebuild back")
 }
 
 // live gives the live projection's checkpoint, or the reason why it cannot be

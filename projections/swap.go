@@ -3,7 +3,6 @@ package projections
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -87,51 +86,4 @@ UPDATE projection_checkpoints l
 		return eventstore.Wrap(err, "move the checkpoint of %s", r.Projection.Name())
 	}
 	return eventstore.Wrap(tx.Commit(ctx), "swap %s", r.Projection.Name())
-}
-
-// replace drops a table and gives its name, its indexes' names, its owner and its
-// rights to the one beside it.
-func replace(ctx context.Context, tx pgx.Tx, table string) error {
-	shadow := table + shadowSuffix
-	statements, err := texts(ctx, tx, `
-SELECT format('ALTER TABLE %I OWNER TO %I', $2::text, pg_get_userbyid(relowner)) FROM pg_class WHERE oid = $1::regclass
-UNION ALL
-SELECT format('GRANT %s ON %I TO %s%s', a.privilege_type, $2::text,
-              CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
-              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-  FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $1::regclass AND a.grantee <> c.relowner`, table, shadow)
-	if err != nil {
-		return err
-	}
-	renames, err := texts(ctx, tx, `
-SELECT format('ALTER INDEX %I RENAME TO %I', c.relname, replace(c.relname, $2, $1))
-  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = ($2::text)::regclass`, table, shadow)
-	if err != nil {
-		return err
-	}
-	statements = append(statements, fmt.Sprintf(`DROP TABLE %s`, table), fmt.Sprintf(`ALTER TABLE %s RENAME TO %s`, shadow, table))
-	for _, statement := range append(statements, renames...) {
-		if _, err := tx.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("%s: %w", statement, err)
-		}
-	}
-	return nil
-}
-
-// analyze tells the planner about the new tables before anybody reads them.
-func (r *rebuild) analyze(ctx context.Context) error {
-	for _, t := range r.Projection.Tables() {
-		if _, err := r.conn.Exec(ctx, `ANALYZE `+t.Name+shadowSuffix); err != nil {
-			return eventstore.Wrap(err, "analyze the table beside %s", t.Name)
-		}
-	}
-	return nil
-}
-
-func texts(ctx context.Context, db DB, query, table, shadow string) ([]string, error) {
-	rows, err := db.Query(ctx, query, table, shadow)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
