@@ -1,0 +1,186 @@
+package http
+
+import (
+	"strings"
+
+	"github.com/gofiber/fiber/v2"
+
+	"keyledger/domain"
+)
+
+const headerAPIKey = "X-Api-Key" // as HTTP libraries spell X-API-Key
+
+// The two things that BunShip says of a credential; Bullseye says one for both.
+func errNoCredential() error {
+	return domain.Errorf(domain.CodeUnauthenticated, "Missing or invalid authorization header")
+}
+
+func errBadCredential() error {
+	return domain.Errorf(domain.CodeUnauthenticated, "Invalid or expired token")
+}
+
+func errNotMember() error {
+	return domain.Errorf(domain.CodeForbidden, "Not a member of this organization")
+}
+
+// credential is what a request presented: a key or a token.
+type credential struct {
+	secret domain.Secret
+	token  string
+}
+
+// credential reads X-API-Key and Authorization. Two that differ are refused:
+// whichever were taken, somebody would have meant the other one.
+func (r *request) credential() (credential, error) {
+	key, err := r.header(headerAPIKey)
+	if err != nil {
+		return credential{}, domain.Invalid("X-API-Key", "must not name two credentials")
+	}
+	authorization, err := r.header(fiber.HeaderAuthorization)
+	if err != nil {
+		return credential{}, domain.Invalid(fiber.HeaderAuthorization, "must not name two credentials")
+	}
+	scheme, bearer, _ := strings.Cut(authorization, " ")
+	bearer = strings.TrimSpace(bearer)
+	if key != "" && authorization != "" && (key != bearer || !strings.EqualFold(scheme, "bearer")) {
+		return credential{}, domain.Invalid(fiber.HeaderAuthorization, "must not name another credential than X-API-Key")
+	}
+	switch {
+	case key != "":
+		return parseKeyCredential(key)
+	case !strings.EqualFold(scheme, "bearer") || bearer == "":
+		return credential{}, errNoCredential()
+	case looksLikeToken(bearer):
+		return credential{token: bearer}, nil
+	}
+	return parseKeyCredential(bearer)
+}
+
+func parseKeyCredential(text string) (credential, error) {
+	secret, err := domain.ParseSecret(text)
+	if err != nil {
+		return credential{}, errBadCredential()
+	}
+	return credential{secret: secret}, nil
+}
+
+// looksLikeToken tells the compact form of a JWT, three dot-separated base64url
+// parts, from a key. The signature may be missing; it is refused later.
+func looksLikeToken(text string) bool {
+	dots := 0
+	for i := range len(text) {
+		switch c := text[i]; {
+		case c == '.':
+			dots++
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return dots == 2
+}
+
+// principal is who asks, and what stands behind it.
+type principal struct {
+	actor        domain.Actor
+	organization domain.OrganizationID
+	scopes       domain.Scopes // what it may hand on to a new key
+	guard        domain.Guard  // the stream that authorised it, at its version
+}
+
+// admit says who asks, and whether they may do what needs a scope in the
+// organization of the path. again says that this very request was admitted
+// before, and is not to be charged a second time.
+func (s *Server) admit(r *request, need domain.Scope, again bool) (principal, error) {
+	c, err := r.credential()
+	if err != nil {
+		return principal{}, err
+	}
+	if c.token != "" {
+		return s.admitUser(r, c.token)
+	}
+	verdict, err := s.authenticateKey(r, c.secret, need, again)
+	if err != nil {
+		return principal{}, err
+	}
+	organization, err := r.dialect.organization(r.param("organization"))
+	if err != nil {
+		return principal{}, err
+	}
+	if verdict.Organization != organization {
+		return principal{}, errNotMember()
+	}
+	r.organization = organization
+	return principal{
+		actor:        domain.Actor{Kind: domain.ActorKey, Key: verdict.Key},
+		organization: organization,
+		scopes:       verdict.Scopes,
+		guard:        domain.Guard{Key: verdict.Key, Version: verdict.Version},
+	}, nil
+}
+
+// authenticateKey asks the index about the key that a request presents as its own.
+func (s *Server) authenticateKey(r *request, secret domain.Secret, need domain.Scope, free bool) (domain.Verdict, error) {
+	verdict, err := s.verifier.Verify(domain.Verification{
+		Digest: secret.Digest(), Required: domain.Scopes{need}, Now: s.clock(), Free: free,
+	})
+	if err != nil {
+		return domain.Verdict{}, err
+	}
+	r.verdict = verdictLabel(verdict.Outcome)
+	switch verdict.Outcome {
+	case domain.OutcomeValid:
+		r.limit = verdict.Limit
+		return verdict, nil
+	case domain.OutcomeInsufficientScope:
+		r.limit = verdict.Limit
+		return domain.Verdict{}, domain.Errorf(domain.CodeForbidden, "The API key lacks the scope %s", need)
+	case domain.OutcomeRateLimited:
+		r.limit = verdict.Limit
+		return domain.Verdict{}, domain.Errorf(domain.CodeRateLimited, "Rate limit exceeded")
+	default: // not found, revoked, disabled, expired: all alike
+		return domain.Verdict{}, errBadCredential()
+	}
+}
+
+// admitUser admits a member of the organization with a token. A member may do
+// everything there, unless the deployment asks for roles.
+func (s *Server) admitUser(r *request, text string) (principal, error) {
+	token, err := s.tokens.verify(r.ctx, text)
+	if err != nil {
+		return principal{}, err
+	}
+	r.verdict = verdictUser
+	organization, err := r.dialect.organization(r.param("organization"))
+	if err != nil {
+		return principal{}, err
+	}
+	p := principal{
+		actor:        domain.Actor{Kind: domain.ActorUser, User: token.user},
+		organization: organization,
+		scopes:       domain.Scopes{domain.ScopeAll},
+	}
+	role, member := token.roles[organization]
+	if token.roles == nil { // it carries no organizations: the ledger knows
+		members, version, err := s.ledger.Organization(r.ctx, organization)
+		if err != nil {
+			return principal{}, err
+		}
+		m, ok := members.Members[token.user]
+		role, member = m.Role, ok
+		p.guard = domain.Guard{Organization: organization, Version: version}
+	}
+	switch {
+	case !member || organization == domain.SystemOrganization: // nobody is a member of that
+		return principal{}, errNotMember()
+	case !s.tokens.acceptsRole(role):
+		return principal{}, domain.Errorf(domain.CodeForbidden, "Your role in this organization does not allow this")
+	}
+	r.organization = organization
+	return p, nil
+}
+
+// metadata is what a write's event tells about its request.
+func (r *request) metadata(actor domain.Actor) domain.Metadata {
+	return domain.Metadata{Actor: actor, RequestID: r.id(), TraceID: r.trace, Source: r.source()}
+}

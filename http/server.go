@@ -1,0 +1,350 @@
+package http
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+	"go.opentelemetry.io/otel/trace"
+
+	"keyledger/domain"
+)
+
+// Ledger is the write side, and what it knows of an organization's members at
+// this moment. ChangeKey gives an error that is domain.ErrGuardMoved when the
+// command must be authorised again.
+type Ledger interface {
+	ChangeKey(ctx context.Context, request domain.Request, id domain.KeyID, command domain.KeyCommand) (domain.Key, domain.Receipt, error)
+	Organization(ctx context.Context, id domain.OrganizationID) (domain.Organization, uint64, error)
+}
+
+// Verifier is this node's index of keys. Verify accounts every use of a known
+// key, and keeps nothing of what it is given.
+type Verifier interface {
+	Verify(v domain.Verification) (domain.Verdict, error)
+	WaitFor(ctx context.Context, position domain.Position) error
+	Ready() bool
+	Position() domain.Position
+}
+
+// KeyList is the list view. Both show at least everything that was committed when
+// they were called.
+type KeyList interface {
+	List(ctx context.Context, query domain.KeyQuery) ([]domain.KeyView, error)
+	Get(ctx context.Context, organization domain.OrganizationID, id domain.KeyID, atLeast domain.Position) (domain.KeyView, error)
+}
+
+// Options are what a Server needs, and what a deployment chooses.
+type Options struct {
+	Ledger   Ledger
+	Verifier Verifier
+	Keys     KeyList
+
+	// Epoch is the epoch of the ledger's history. Positions of another one mean
+	// nothing here and are refused.
+	Epoch uint32
+	// CursorKey authenticates the cursors of lists. Nodes that share one accept each
+	// other's. Empty: drawn at start.
+	CursorKey []byte
+	// KeyFormat is the first word of new keys. Empty: domain.DefaultKeyFormat.
+	KeyFormat domain.KeyFormat
+	// RateLimit is a new key's limit in requests a minute when the request names
+	// none. 0: domain.DefaultRateLimit.
+	RateLimit uint32
+	// VerifyAuth asks those who verify keys for a key of their own with the scope verify.
+	VerifyAuth bool
+
+	Tokens TokenOptions
+
+	// TrustedProxies are the networks whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
+	// TLS turns it on when it is not nil.
+	TLS *tls.Config
+	// DrainDelay is how long Shutdown goes on serving after /readyz has turned to 503,
+	// so that balancers see it before connections are refused.
+	DrainDelay time.Duration
+
+	Version Version
+	Checks  []Check
+
+	Logger         *slog.Logger          // nil: none
+	Clock          func() time.Time      // nil: time.Now
+	Registerer     prometheus.Registerer // nil: metrics are kept and not shown
+	Gatherer       prometheus.Gatherer   // nil: no /metrics
+	TracerProvider trace.TracerProvider  // nil: no spans
+}
+
+const (
+	mostBodyBytes = 64 << 10
+	// mostHeaderBytes leaves room for tokens with many claims.
+	mostHeaderBytes = 16 << 10
+
+	requestTimeout = 15 * time.Second
+)
+
+// Server serves the API. Make one with New.
+type Server struct {
+	options     Options
+	ledger      Ledger
+	verifier    Verifier
+	keys        KeyList
+	tokens      *tokens
+	cursors     cursors
+	logger      *slog.Logger
+	clock       func() time.Time
+	meter       *meter
+	unmatched   *route // stands for whatever no route matched
+	tracer      trace.Tracer
+	requests    sync.Pool // of *request
+	fiber       *fiber.App
+	connections *connections
+	draining    atomic.Bool
+	base        context.Context // every request's context descends from it
+	cancel      context.CancelFunc
+}
+
+// New makes a server that serves nothing yet.
+func New(options Options) (*Server, error) {
+	if options.Ledger == nil || options.Verifier == nil || options.Keys == nil {
+		return nil, errors.New("the server needs a ledger, a verifier and a list of keys")
+	}
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	clock := options.Clock
+	if clock == nil {
+		clock = time.Now
+	}
+	if options.KeyFormat == "" {
+		options.KeyFormat = domain.DefaultKeyFormat
+	}
+	if options.RateLimit == 0 {
+		options.RateLimit = domain.DefaultRateLimit
+	}
+	if len(options.CursorKey) == 0 {
+		options.CursorKey = make([]byte, 32)
+		_, _ = rand.Read(options.CursorKey) // never fails
+	}
+	tokens, err := newTokens(options.Tokens, clock, options.Logger)
+	if err != nil {
+		return nil, err
+	}
+	meter, err := newMeter(options.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("register the server's metrics: %w", err)
+	}
+	s := &Server{
+		options: options, ledger: options.Ledger, verifier: options.Verifier, keys: options.Keys,
+		tokens: tokens, cursors: cursors{options.CursorKey}, logger: options.Logger, clock: clock, meter: meter,
+		requests: sync.Pool{New: func() any { return new(request) }}, connections: newConnections(),
+	}
+	s.unmatched = &route{pattern: "unmatched", dialect: native, lean: true, meter: meter.route("unmatched")}
+	if options.TracerProvider != nil {
+		s.tracer = options.TracerProvider.Tracer("keyledger/http")
+	}
+	s.base, s.cancel = context.WithCancel(context.Background())
+	s.fiber = fiber.New(fiber.Config{
+		DisableStartupMessage:        true,
+		CaseSensitive:                true,
+		BodyLimit:                    mostBodyBytes,
+		ReadBufferSize:               mostHeaderBytes,
+		DisablePreParseMultipartForm: true,
+		ErrorHandler:                 s.refuse,
+	})
+	s.mount(s.routes())
+	handle := s.fiber.Handler()
+	server := s.fiber.Server()
+	server.CloseOnShutdown = true
+	server.ConnState = s.connections.changed
+	server.Handler = func(c *fasthttp.RequestCtx) {
+		defer s.survive(c)
+		if !knownMethod(string(c.Method())) {
+			// Fiber would answer in plain text.
+			c.Request.Header.SetMethod(fiber.MethodTrace)
+		}
+		handle(c)
+	}
+	return s, nil
+}
+
+// route is one operation.
+type route struct {
+	method  string
+	pattern string
+	dialect *dialect
+	handle  func(*request) error
+	// lean routes are called so often that they are logged at debug level only, and
+	// do nothing that would need a deadline.
+	lean  bool
+	meter *routeMeter
+}
+
+func (s *Server) routes() []*route {
+	const (
+		get, post, del = fiber.MethodGet, fiber.MethodPost, fiber.MethodDelete
+		seed           = "/api/v1/organization/:organization/api-keys"
+		ship           = "/api/v1/organizations/:organization/api-keys"
+	)
+	return []*route{
+		// First, since Fiber looks through the routes in this order.
+		{method: post, pattern: "/api/v1/keys/verify", dialect: native, handle: s.verifyKey, lean: true},
+
+		{method: get, pattern: seed, dialect: bullseye, handle: s.bullseyeList},
+		{method: post, pattern: seed, dialect: bullseye, handle: s.bullseyeCreate},
+		{method: del, pattern: seed + "/:key", dialect: bullseye, handle: s.bullseyeRevoke},
+
+		{method: get, pattern: ship, dialect: bunship, handle: s.bunshipList},
+		{method: post, pattern: ship, dialect: bunship, handle: s.bunshipCreate},
+		{method: get, pattern: ship + "/:key", dialect: bunship, handle: s.bunshipGet},
+		{method: del, pattern: ship + "/:key", dialect: bunship, handle: s.bunshipRevoke},
+		{method: get, pattern: ship + "/:key/usage", dialect: bunship, handle: s.bunshipUsage},
+
+		{method: get, pattern: "/livez", dialect: native, handle: s.live, lean: true},
+		{method: get, pattern: "/readyz", dialect: native, handle: s.ready, lean: true},
+		{method: get, pattern: "/healthz", dialect: native, handle: s.health, lean: true},
+		{method: get, pattern: "/version", dialect: native, handle: s.version, lean: true},
+		{method: get, pattern: "/metrics", dialect: native, handle: s.metrics(), lean: true},
+	}
+}
+
+// mount gives every path its methods, HEAD beside GET, and OPTIONS, which names them.
+func (s *Server) mount(routes []*route) {
+	allowed := map[string][]string{}
+	for _, rt := range routes {
+		if rt.handle == nil {
+			continue
+		}
+		rt.meter = s.meter.route(rt.pattern)
+		methods := []string{rt.method}
+		if rt.method == fiber.MethodGet {
+			methods = append(methods, fiber.MethodHead)
+		}
+		for _, method := range methods {
+			s.fiber.Add(method, rt.pattern, s.serve(rt))
+		}
+		allowed[rt.pattern] = append(allowed[rt.pattern], methods...)
+	}
+	for pattern, methods := range allowed {
+		allow := strings.Join(append(methods, fiber.MethodOptions), ", ")
+		rt := &route{pattern: pattern, dialect: dialectOf(pattern), lean: true, meter: s.meter.route(pattern), handle: func(r *request) error {
+			r.set(fiber.HeaderAllow, allow)
+			r.answer(fiber.StatusNoContent, "", nil)
+			return nil
+		}}
+		s.fiber.Add(fiber.MethodOptions, pattern, s.serve(rt))
+	}
+}
+
+// serve runs a route's handler: everything that happens to every request.
+func (s *Server) serve(rt *route) fiber.Handler {
+	return func(c *fiber.Ctx) error {
+		r := s.arrive(c, rt)
+		defer s.depart(r)
+		if err := s.run(r); err != nil {
+			r.fail(err)
+		}
+		return nil
+	}
+}
+
+func (s *Server) run(r *request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.panicked(p)
+		}
+	}()
+	if !r.route.lean {
+		var cancel context.CancelFunc
+		r.ctx, cancel = context.WithTimeout(r.ctx, requestTimeout)
+		defer cancel()
+	}
+	return r.route.handle(r)
+}
+
+// refuse answers what reached no route, or was not even a whole request.
+func (s *Server) refuse(c *fiber.Ctx, err error) error {
+	r := s.arrive(c, s.unmatched)
+	defer s.depart(r)
+	r.dialect = dialectOf(c.Path())
+	r.fail(refusal(err))
+	var e *fiber.Error
+	if errors.As(err, &e) && e.Code == fiber.StatusRequestEntityTooLarge {
+		s.connections.linger(c.Context().Conn())
+	}
+	return nil
+}
+
+// refusal translates Fiber's errors. Their texts may repeat what was sent, so
+// none of them is handed on.
+func refusal(err error) error {
+	var e *fiber.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code {
+	case fiber.StatusNotFound, fiber.StatusMethodNotAllowed:
+		return domain.Errorf(domain.CodeNotFound, "no such route")
+	case fiber.StatusRequestEntityTooLarge:
+		return errBodyTooLarge()
+	case fiber.StatusRequestHeaderFieldsTooLarge:
+		return domain.Errorf(domain.CodeTooLarge, "the header fields must be at most %d bytes together", mostHeaderBytes)
+	case fiber.StatusRequestTimeout:
+		return domain.Errorf(domain.CodeMalformed, "the request did not arrive in time")
+	case fiber.StatusBadRequest, fiber.StatusBadGateway:
+		return domain.Errorf(domain.CodeMalformed, "the request is not well-formed HTTP")
+	}
+	return err
+}
+
+func knownMethod(method string) bool {
+	switch method {
+	case fiber.MethodPost, fiber.MethodGet:
+		return true
+	}
+	return slices.Contains(fiber.DefaultMethods, method)
+}
+
+// Serve accepts connections until Shutdown.
+func (s *Server) Serve(ln net.Listener) error {
+	ln = s.connections.listen(ln)
+	if s.options.TLS != nil {
+		ln = tls.NewListener(ln, s.options.TLS)
+	}
+	if err := s.fiber.Listener(ln); err != nil {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	return nil
+}
+
+// Shutdown turns readiness off, accepts nothing new, and lets the requests that
+// are under way finish. When ctx ends first, it cuts off what is left.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.draining.Store(true)
+	if s.options.DrainDelay > 0 {
+		select {
+		case <-time.After(s.options.DrainDelay):
+		case <-ctx.Done():
+		}
+	}
+	s.connections.stop()
+	err := s.fiber.ShutdownWithContext(ctx)
+	s.cancel()
+	s.connections.cut()
+	if err != nil {
+		return fmt.Errorf("shut the HTTP server down: %w", err)
+	}
+	return nil
+}

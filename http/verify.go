@@ -1,0 +1,310 @@
+package http
+
+import (
+	"crypto/sha256"
+	"strconv"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/gofiber/fiber/v2/utils"
+
+	"keyledger/domain"
+)
+
+// question is the body of a verification, and room for the answer. It belongs to
+// a request and is used again with it.
+type question struct {
+	digest domain.Digest // of the key
+	asked  bool          // there was a key
+	scopes []string
+	within string
+	answer []byte
+}
+
+// verifyKey answers POST /api/v1/keys/verify: always 200 with a verdict. It runs a
+// million times for each key that is created, hence the care for allocations.
+func (s *Server) verifyKey(r *request) error {
+	var caller domain.OrganizationID
+	if s.options.VerifyAuth {
+		var err error
+		if caller, err = s.admitVerifier(r); err != nil {
+			return err
+		}
+	}
+	body, err := r.jsonBody()
+	if err != nil {
+		return err
+	}
+	q := &r.question
+	v, err := q.read(body)
+	if err != nil {
+		return err
+	}
+	if caller != "" && caller != domain.SystemOrganization {
+		if v.Within != "" && v.Within != caller {
+			return &domain.Error{Code: domain.CodeForbidden, Field: "organizationId", Message: "is not the caller's"}
+		}
+		v.Within = caller
+	}
+	minimum, err := s.awaitMinimum(r)
+	if err != nil {
+		return err
+	}
+	v.Now = r.arrived
+	if minimum > 0 {
+		v.Now = s.clock()
+	}
+	verdict, err := s.verifier.Verify(v)
+	if err != nil {
+		return err
+	}
+	r.verdict = verdictLabel(verdict.Outcome)
+	q.answer = appendVerdict(q.answer[:0], &verdict)
+	r.answerCopy(fiber.StatusOK, fiber.MIMEApplicationJSON, q.answer)
+	return nil
+}
+
+// admitVerifier authenticates who asks about keys, when the deployment wants to
+// know. The caller's own limit is left alone: a verification counts against the
+// key that is verified.
+func (s *Server) admitVerifier(r *request) (domain.OrganizationID, error) {
+	c, err := r.credential()
+	if err != nil {
+		return "", err
+	}
+	if c.token != "" {
+		return "", domain.Errorf(domain.CodeForbidden, "An API key with the scope %s is needed here", domain.ScopeVerify)
+	}
+	caller, err := s.authenticateKey(r, c.secret, domain.ScopeVerify, true)
+	if err != nil {
+		return "", err
+	}
+	r.limit = domain.Limit{}
+	return caller.Organization, nil
+}
+
+// read gives the question in a body. Bodies as clients write them are read by
+// scan; whatever it does not understand is read, or refused, the slow way.
+func (q *question) read(body []byte) (domain.Verification, error) {
+	if !q.scan(body) {
+		if err := q.decode(body); err != nil {
+			return domain.Verification{}, err
+		}
+	}
+	if !q.asked {
+		return domain.Verification{}, domain.Invalid("key", "is required")
+	}
+	var v domain.Verification
+	var err error
+	if len(q.scopes) > 0 {
+		if v.Required, err = domain.ParseScopes(q.scopes); err != nil {
+			return domain.Verification{}, err
+		}
+	}
+	if q.within != "" {
+		if v.Within, err = domain.ParseOrganizationID(q.within); err != nil {
+			return domain.Verification{}, err
+		}
+	}
+	v.Digest = q.digest
+	return v, nil
+}
+
+// digest takes a presented key's digest. What cannot be a key is a key that nobody
+// has: the answer, and the work for it, are those for an unknown one. No key
+// begins with NUL.
+func digest(presented string) domain.Digest {
+	secret, err := domain.ParseSecret(presented)
+	if err != nil {
+		return sha256.Sum256([]byte("\x00" + presented[:min(len(presented), 64)]))
+	}
+	return secret.Digest()
+}
+
+func (q *question) reset() {
+	q.asked, q.within, q.scopes = false, "", q.scopes[:0]
+}
+
+func (q *question) decode(body []byte) error {
+	q.reset()
+	return decodeObject(body, []string{"key", "scopes", "organizationId"}, func(d *decoder, name string) error {
+		null, err := d.null()
+		if null || err != nil {
+			return err
+		}
+		switch name {
+		case "key":
+			var text string
+			text, err = d.text(name)
+			q.digest, q.asked = digest(text), true
+		case "scopes":
+			q.scopes, err = d.texts(name)
+		case "organizationId":
+			if q.within, err = d.text(name); err == nil && q.within == "" {
+				_, err = domain.ParseOrganizationID("")
+			}
+		}
+		return err
+	})
+}
+
+// scan reads the plain form of a question: the three members that there are, each
+// at most once, in plain printable ASCII without escapes. It says no to
+// everything else, right or wrong.
+func (q *question) scan(body []byte) bool {
+	q.reset()
+	c := scanner{body: body}
+	var scopes, within bool
+	if !c.take('{') {
+		return false
+	}
+	for {
+		name, ok := c.text()
+		if !ok || !c.take(':') {
+			return false
+		}
+		switch {
+		case string(name) == "key" && !q.asked:
+			text, ok := c.text()
+			if !ok {
+				return false
+			}
+			// Nothing of the key is kept, so it is not copied either.
+			q.digest, q.asked = digest(utils.UnsafeString(text)), true
+		case string(name) == "organizationId" && !within:
+			text, ok := c.text()
+			if !ok || len(text) == 0 {
+				return false
+			}
+			q.within, within = string(text), true
+		case string(name) == "scopes" && !scopes:
+			if scopes = true; !c.texts(&q.scopes) {
+				return false
+			}
+		default:
+			return false
+		}
+		if c.take(',') {
+			continue
+		}
+		return c.take('}') && c.end()
+	}
+}
+
+type scanner struct {
+	body []byte
+	at   int
+}
+
+func (c *scanner) space() {
+	for c.at < len(c.body) {
+		switch c.body[c.at] {
+		case ' ', '\t', '\r', '\n':
+			c.at++
+		default:
+			return
+		}
+	}
+}
+
+func (c *scanner) take(b byte) bool {
+	c.space()
+	if c.at < len(c.body) && c.body[c.at] == b {
+		c.at++
+		return true
+	}
+	return false
+}
+
+func (c *scanner) end() bool {
+	c.space()
+	return c.at == len(c.body)
+}
+
+func (c *scanner) text() ([]byte, bool) {
+	if !c.take('"') {
+		return nil, false
+	}
+	start := c.at
+	for ; c.at < len(c.body); c.at++ {
+		switch b := c.body[c.at]; {
+		case b == '"':
+			c.at++
+			return c.body[start : c.at-1], true
+		case b < ' ' || b > '~' || b == '\\':
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+func (c *scanner) texts(into *[]string) bool {
+	if !c.take('[') {
+		return false
+	}
+	if c.take(']') {
+		return true
+	}
+	for {
+		text, ok := c.text()
+		if !ok {
+			return false
+		}
+		*into = append(*into, scopeText(text))
+		if c.take(',') {
+			continue
+		}
+		return c.take(']')
+	}
+}
+
+// scopeText copies a scope, but for those that everybody asks for.
+func scopeText(text []byte) string {
+	switch string(text) {
+	case string(domain.ScopeRead):
+		return string(domain.ScopeRead)
+	case string(domain.ScopeWrite):
+		return string(domain.ScopeWrite)
+	case string(domain.ScopeAdmin):
+		return string(domain.ScopeAdmin)
+	}
+	return string(text)
+}
+
+// appendVerdict appends the answer. Every member is always there, null where there
+// is nothing to say.
+func appendVerdict(dst []byte, v *domain.Verdict) []byte {
+	if v.Outcome == domain.OutcomeValid {
+		dst = append(dst, `{"valid":true,"code":"`...)
+	} else {
+		dst = append(dst, `{"valid":false,"code":"`...)
+	}
+	dst = append(dst, v.Outcome.String()...)
+	if v.Key.IsZero() {
+		dst = append(dst, `","keyId":null,"organizationId":null,"name":null,"scopes":null,"expiresAt":null,"rateLimit":null,"position":`...)
+		dst = strconv.AppendUint(dst, uint64(v.Position), 10)
+		return append(dst, '}')
+	}
+	dst = append(dst, `","keyId":`...)
+	dst = appendKeyID(dst, v.Key)
+	dst = append(dst, `,"organizationId":`...)
+	dst = appendText(dst, string(v.Organization))
+	dst = append(dst, `,"name":`...)
+	dst = appendText(dst, v.Name)
+	dst = append(dst, `,"scopes":`...)
+	dst = appendScopes(dst, v.Scopes)
+	dst = append(dst, `,"expiresAt":`...)
+	dst = appendTime(dst, v.ExpiresAt)
+	if v.Limit.PerMinute == 0 {
+		dst = append(dst, `,"rateLimit":null,"position":`...)
+	} else {
+		dst = append(dst, `,"rateLimit":{"limit":`...)
+		dst = strconv.AppendUint(dst, uint64(v.Limit.PerMinute), 10)
+		dst = append(dst, `,"remaining":`...)
+		dst = strconv.AppendUint(dst, uint64(v.Limit.Remaining), 10)
+		dst = append(dst, `,"reset":`...)
+		dst = strconv.AppendInt(dst, ceilUnix(v.Limit.Reset), 10)
+		dst = append(dst, `},"position":`...)
+	}
+	dst = strconv.AppendUint(dst, uint64(v.Position), 10)
+	return append(dst, '}')
+}
