@@ -27,6 +27,10 @@ import (
 // nothing else, so that tests can kill it.
 const helperVariable = "KEYLEDGER_TEST_DATABASE_DIR"
 
+// careless leaves it to the page cache, which survives every signal that a test
+// can send, to keep what was written.
+var careless = map[string]string{"fsync": "off"}
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperVariable); dir != "" {
 		serve(dir)
@@ -36,7 +40,7 @@ func TestMain(m *testing.M) {
 }
 
 func serve(dir string) {
-	server, err := postgres.Start(context.Background(), postgres.Options{Dir: dir})
+	server, err := postgres.Start(context.Background(), postgres.Options{Dir: dir, Settings: careless})
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -335,7 +339,7 @@ func freshDir(t *testing.T) string {
 func start(t *testing.T, dir string) *postgres.Server {
 	t.Helper()
 	began := time.Now()
-	server, err := postgres.Start(t.Context(), postgres.Options{Dir: dir, Logger: testkit.Logger(t)})
+	server, err := postgres.Start(t.Context(), postgres.Options{Dir: dir, Logger: testkit.Logger(t), Settings: careless})
 	if err != nil {
 		t.Fatal(err)
 	}
