@@ -1,0 +1,307 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+	keyhttp "keyledger/http"
+	"keyledger/internal/backing"
+	"keyledger/internal/config"
+	"keyledger/internal/datadir"
+	"keyledger/internal/lifecycle"
+	"keyledger/projections"
+	"keyledger/projections/keylist"
+	"keyledger/projections/usage"
+	"keyledger/projections/verification"
+	"keyledger/publisher"
+)
+
+// node is a running server: its parts, each of which uses those above it.
+type node struct {
+	*program
+	dir      *datadir.Dir
+	parts    *lifecycle.Group
+	listener net.Listener
+
+	registry  *prometheus.Registry
+	tracing   tracing
+	database  *backing.Database
+	nats      *backing.NATS
+	conn      *nats.Conn
+	pool      *pgxpool.Pool
+	store     *eventstore.Store
+	keylist   *projections.Follower
+	usage     *projections.Follower
+	list      *keylist.List
+	index     *verification.Index
+	relays    []*publisher.Relay
+	server    *keyhttp.Server
+	endpoints datadir.Endpoints
+}
+
+// drainWithin bounds how long a stopping relay goes on publishing what is in
+// the log. The others, or the next start, publish the rest.
+const drainWithin = 2 * time.Second
+
+// start brings the parts up. The order is the reverse of the order in which they
+// must stop: first requests finish, then their uses are written, then both are
+// published, then nobody reads or writes the log any more, and only then do NATS
+// and Postgres go.
+func (n *node) start(ctx context.Context) error {
+	n.registry = prometheus.NewRegistry()
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	masterKey, jwtSecret, err := n.secrets()
+	if err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{
+		n.startTracing,
+		n.startBacking,
+		func(ctx context.Context) error { return n.startLog(ctx, masterKey) },
+		n.startFollowers,
+		n.firstKey,
+		n.startRelays,
+		n.startIndex,
+		func(ctx context.Context) error { return n.startHTTP(ctx, masterKey, jwtSecret) },
+		n.awaitReady,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// startBacking brings up Postgres and NATS, both at once.
+func (n *node) startBacking(ctx context.Context) error {
+	group, starting := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		n.database, err = backing.StartDatabase(starting, n.dir, n.config, n.logger)
+		return err
+	})
+	group.Go(func() (err error) {
+		n.nats, err = backing.StartNATS(starting, n.dir, n.config, n.logger)
+		return err
+	})
+	err := group.Wait()
+	if n.database != nil {
+		n.parts.Go("postgres", func(ctx context.Context) error {
+			select {
+			case <-n.database.Gone():
+				return n.database.Err()
+			case <-ctx.Done():
+			}
+			stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.ShutdownTimeout)
+			defer cancel()
+			return n.database.Stop(stopping)
+		})
+	}
+	if n.nats != nil {
+		n.parts.Go("nats", func(ctx context.Context) error {
+			<-ctx.Done()
+			return n.nats.Stop()
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if n.database.Embedded {
+		n.logger.Info("running on the embedded Postgres; DATABASE_URL replaces it", "data", n.dir.Path("postgres"))
+	} else {
+		n.logger.Info("running on the Postgres of DATABASE_URL", "database", n.config.DatabaseURL.String())
+	}
+	if n.nats.Embedded {
+		n.logger.Info("running on the embedded NATS; NATS_URL replaces it", "data", n.dir.Path("nats"))
+	} else {
+		n.logger.Info("running on the NATS of NATS_URL", "nats", n.config.NATSURL.String())
+	}
+	if n.config.Migrate {
+		return n.database.Migrate(ctx, n.logger)
+	}
+	return nil
+}
+
+// startLog opens the log, and tells other nodes of every commit.
+func (n *node) startLog(ctx context.Context, masterKey []byte) (err error) {
+	if n.conn, err = n.nats.Connect(n.logger); err != nil {
+		return err
+	}
+	n.parts.Go("nats connection", func(ctx context.Context) error {
+		<-ctx.Done()
+		n.conn.Close()
+		return nil
+	})
+	n.pool, err = eventstore.Connect(ctx, n.database.URL, eventstore.ConnectOptions{MaxConns: n.config.DatabaseConnections, Tracer: n.tracing.queries})
+	if err != nil {
+		return err
+	}
+	n.parts.Go("database connections", func(ctx context.Context) error {
+		<-ctx.Done()
+		n.pool.Close()
+		return nil
+	})
+	n.store, err = eventstore.Open(ctx, eventstore.Options{Pool: n.pool, MasterKey: masterKey, Logger: n.logger, Registerer: n.registry})
+	if err != nil {
+		return err
+	}
+	wake := publisher.NewWake(n.conn, n.logger)
+	n.store.OnCommit(wake.Announce)
+	n.parts.Go("announcements", wake.Run)
+	n.parts.Go("log", n.store.Run)
+	n.parts.Go("announcements of others", func(ctx context.Context) error { return wake.Listen(ctx, n.store.Wake) })
+	return nil
+}
+
+// startFollowers drives the projections in Postgres.
+func (n *node) startFollowers(context.Context) error {
+	options := projections.FollowerOptions{Logger: n.logger, Registerer: n.registry}
+	n.keylist = projections.NewFollower(n.store, keylist.New(n.pool), options)
+	n.usage = projections.NewFollower(n.store, usage.New(n.pool), options)
+	n.list = keylist.NewList(n.pool, n.keylist)
+	n.parts.Go("projection keylist", again(n.keylist.Run))
+	n.parts.Go("projection usage", again(n.usage.Run))
+	return nil
+}
+
+// againAfter is how soon a projection that has stopped looks whether it was rebuilt.
+const againAfter = 15 * time.Second
+
+// again runs a projection that says why it stopped until ctx ends: the rest of
+// the server does its work meanwhile, and keyledger replay may mend it.
+func again(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for {
+			if err := run(ctx); errors.Is(err, eventstore.ErrEpochChanged) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(againAfter):
+			}
+		}
+	}
+}
+
+// startRelays publishes both lanes.
+func (n *node) startRelays(context.Context) error {
+	for _, lane := range domain.Lanes() {
+		relay, err := n.newRelay(n.conn, n.store, lane, n.registry)
+		if err != nil {
+			return err
+		}
+		n.relays = append(n.relays, relay)
+		n.parts.Go("relay "+string(lane), func(ctx context.Context) error {
+			// What was written last is still published, if NATS is there.
+			running, stop := context.WithCancel(context.WithoutCancel(ctx))
+			defer stop()
+			defer context.AfterFunc(ctx, func() {
+				defer stop()
+				draining, cancel := context.WithTimeout(running, drainWithin)
+				defer cancel()
+				head, err := n.store.Head(draining, lane)
+				if s := relay.Status(); err == nil && s.Error == "" && s.Alarm == "" {
+					_ = relay.WaitFor(draining, head.Position)
+				}
+			})()
+			return relay.Run(running)
+		})
+	}
+	return nil
+}
+
+// startIndex loads the verification index, and accounts the uses that it sees.
+func (n *node) startIndex(context.Context) error {
+	n.index = verification.New(verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry})
+	accountant, err := verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
+		Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	n.parts.Go("verification index", n.index.Run)
+	n.parts.Go("accounting of uses", accountant.Run)
+	return nil
+}
+
+// startHTTP serves, and says where. /livez answers from here on, /readyz when the
+// index is loaded.
+func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) (err error) {
+	var certificate *tls.Config
+	if n.config.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(n.config.TLSCert, n.config.TLSKey)
+		if err != nil {
+			return fmt.Errorf("read the certificate of --tls-cert and --tls-key: %w", err)
+		}
+		certificate = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	}
+	cursorKey, err := backing.CursorKey(masterKey)
+	if err != nil {
+		return err
+	}
+	_, epoch := n.store.Ledger()
+	n.server, err = keyhttp.New(keyhttp.Options{
+		Ledger: n.store, Verifier: n.index, Keys: n.list,
+		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
+		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired,
+		Tokens: keyhttp.TokenOptions{
+			Secret: jwtSecret, JWKSURL: n.config.JWKSURL, Issuer: n.config.JWTIssuer, Audience: n.config.JWTAudience, Roles: n.config.JWTRoles,
+		},
+		TrustedProxies: n.config.TrustedProxies, TLS: certificate, DrainDelay: n.config.DrainDelay,
+		Version: buildVersion(), Checks: n.checks(),
+		Logger: n.logger, Registerer: n.registry, Gatherer: n.registry, TracerProvider: n.tracing.provider,
+	})
+	if err != nil {
+		return err
+	}
+	n.endpoints = datadir.Endpoints{Database: n.database.Endpoint, DatabaseAdmin: n.database.AdminURL, NATS: n.nats.Endpoint}
+	if n.endpoints.HTTP, err = n.publicURL(); err != nil {
+		return err
+	}
+	n.parts.Go("http", func(ctx context.Context) error {
+		served := make(chan error, 1)
+		go func() { served <- n.server.Serve(n.listener) }()
+		select {
+		case err := <-served:
+			return err
+		case <-ctx.Done():
+		}
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.DrainDelay+n.config.ShutdownTimeout)
+		defer cancel()
+		return errors.Join(n.server.Shutdown(stopping), <-served)
+	})
+	return n.dir.WriteEndpoints(n.endpoints)
+}
+
+const askReadyEvery = 2 * time.Millisecond
+
+// awaitReady returns when the index answers.
+func (n *node) awaitReady(ctx context.Context) error {
+	poll := time.NewTicker(askReadyEvery)
+	defer poll.Stop()
+	for !n.index.Ready() {
+		select {
+		case <-poll.C:
+		case err := <-n.parts.Failed():
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
