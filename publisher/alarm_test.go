@@ -1,6 +1,7 @@
 package publisher_test
 
 import (
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"keyledger/domain"
+	"keyledger/eventstore"
 	"keyledger/publisher"
 )
 
@@ -172,7 +174,8 @@ func TestTwoLedgersOnOneNATSAreToldApart(t *testing.T) {
 	relay.stops(t, "belongs to ledger")
 }
 
-func TestALogWithoutTheNextEventStopsTheRelayUntilARebuild(t *testing.T) {
+// NATS was away for longer than the log keeps uses.
+func TestAStreamThatTheLogCannotContinueIsReportedUntilARebuild(t *testing.T) {
 	t.Parallel()
 	log := newMemLog(domain.Usage)
 	log.grow(10, time.Now())
@@ -180,12 +183,30 @@ func TestALogWithoutTheNextEventStopsTheRelayUntilARebuild(t *testing.T) {
 	log.grow(20, time.Now())
 	log.detach(25)
 	relay := watch(t, js, log, domain.Usage)
-	relay.stops(t, "goes on at 26")
+	eventually(t, "the relay says what is missing", func() bool {
+		s := relay.Status()
+		return s.State == publisher.Retrying && strings.Contains(s.Error, "is missing")
+	})
 	if err := relay.Rebuild(patiently(t)); err != nil {
 		t.Fatal(err)
 	}
 	relay.recovers(t, log)
 	holdsTheLog(t, js, log, 26)
+}
+
+func TestAnotherEpochEndsTheRelay(t *testing.T) {
+	t.Parallel()
+	js := startBroker(t).connect()
+	log := newMemLog(domain.Lifecycle)
+	log.grow(3, time.Now())
+	relay := newRelay(t, js, log, domain.Lifecycle, quick())
+	ended := make(chan error, 1)
+	go func() { ended <- relay.Run(patiently(t)) }()
+	reaches(t, relay, 3)
+	log.fail(eventstore.ErrEpochChanged)
+	if err := <-ended; !errors.Is(err, eventstore.ErrEpochChanged) {
+		t.Errorf("the relay ended with %v", err)
+	}
 }
 
 func TestAnEventTooLargeForNATSIsAnAlarmThatNamesIt(t *testing.T) {

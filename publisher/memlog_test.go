@@ -125,10 +125,16 @@ func (l *memLog) at(position domain.Position) eventstore.Recorded {
 func (l *memLog) after(position domain.Position, most int) (batch []eventstore.Recorded, moved <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if from := max(int(position), l.oldest); from < len(l.events) {
+	from := int(position)
+	switch {
+	case l.broken != nil:
+		return nil, l.moved, l.broken
+	case from < l.oldest:
+		return nil, l.moved, fmt.Errorf("position %d is missing", from+1)
+	case from < len(l.events):
 		batch = l.events[from:min(len(l.events), from+most)]
 	}
-	return batch, l.moved, l.broken
+	return batch, l.moved, nil
 }
 
 func (l *memLog) Head(context.Context, domain.Lane) (eventstore.Head, error) {

@@ -137,7 +137,9 @@ func ownContext(js jetstream.JetStream, window int) (jetstream.JetStream, error)
 
 // Run relays until ctx ends. It never gives up: while NATS or the log is away it
 // tries again with growing waits, and while the stream contradicts the log it
-// publishes nothing and looks whether the stream was rebuilt.
+// publishes nothing and looks whether the stream was rebuilt. Only another epoch
+// ends it early, with [eventstore.ErrEpochChanged]: what this process knows of
+// the log is then of the past.
 func (r *Relay) Run(ctx context.Context) error {
 	watched := make(chan struct{})
 	changes := r.js.Conn().StatusChanged(nats.RECONNECTING, nats.CONNECTED)
@@ -163,8 +165,11 @@ func (r *Relay) Run(ctx context.Context) error {
 			err = context.Cause(attempt)
 		}
 		giveUp(nil)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, eventstore.ErrEpochChanged):
+			return fmt.Errorf("relay to stream %s: %w", r.stream, err)
 		}
 		if r.progress() != before {
 			failures = 0
@@ -231,7 +236,7 @@ func (r *Relay) relay(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the head of the log: %w", err)
 		}
-		newest, next, err := r.around(ctx, last, head)
+		newest, next, err := r.around(ctx, last, head, info.State.Msgs > 0)
 		if err != nil {
 			return err
 		}
@@ -246,7 +251,7 @@ func (r *Relay) relay(ctx context.Context) error {
 		if last > head.Position {
 			return alarmf("ahead", "it runs ahead: it ends at %d and the log at %d", last, head.Position)
 		}
-		if newest != nil && info.State.Msgs > 0 {
+		if newest != nil {
 			difference, err := r.compare(ctx, stream, *newest)
 			if err != nil {
 				return err
@@ -377,21 +382,26 @@ func (r *Relay) settle(ctx context.Context, window *[]inFlight, keep int, at *do
 	return nil
 }
 
-// around reads the events that stand on both sides of the stream's end; nil for
-// one that is not there, or that the log has detached by age.
-func (r *Relay) around(ctx context.Context, last domain.Position, head eventstore.Head) (newest, next *eventstore.Recorded, err error) {
-	if last > head.Position || head.Position == 0 {
+// around reads the events on both sides of the stream's end; nil for one that is
+// not there. The one before is only asked for when there is a message to compare it with: of
+// an old stream's past the log may be free to forget as much as the stream did.
+func (r *Relay) around(ctx context.Context, last domain.Position, head eventstore.Head, both bool) (newest, next *eventstore.Recorded, err error) {
+	after := last
+	if both {
+		after--
+	}
+	if after >= head.Position {
 		return nil, nil, nil
 	}
-	for event, err := range r.log.Read(ctx, r.lane, max(last, 1)-1) {
+	for event, err := range r.log.Read(ctx, r.lane, after) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("read the log at %d: %w", last, err)
 		}
-		switch event.Position {
-		case last:
+		if event.Position == last {
 			newest = &event
 			continue
-		case last + 1:
+		}
+		if event.Position == last+1 {
 			next = &event
 		}
 		break

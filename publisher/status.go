@@ -266,7 +266,7 @@ func (r *Relay) measure(ctx context.Context) {
 	r.mu.Unlock()
 	var waiting time.Time
 	if settled && head.Position > last {
-		if _, next, err := r.around(ctx, last, head); err == nil && next != nil {
+		if _, next, err := r.around(ctx, last, head, false); err == nil && next != nil {
 			waiting = next.RecordedAt
 		}
 	}

@@ -185,7 +185,7 @@ func (r *Relay) Rebuild(ctx context.Context) error {
 }
 
 // compare says in which respect the stream's message at a position is not the log's
-// event; empty when it is, or when one of the two is gone by age.
+// event; empty when it is, or when the message has just gone by age.
 func (r *Relay) compare(ctx context.Context, stream jetstream.Stream, event eventstore.Recorded) (string, error) {
 	message, err := stream.GetMsg(ctx, uint64(event.Position))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {

@@ -11,10 +11,10 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"keyledger/domain"
 	"keyledger/internal/natsserver"
+	"keyledger/internal/testkit"
 	"keyledger/publisher"
 )
 
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	if options := os.Getenv(serverVariable); options != "" {
 		serveNATS(options)
 	}
-	goleak.VerifyTestMain(m)
+	testkit.Main(m)
 }
 
 // patience is how long a test waits for what must happen.
