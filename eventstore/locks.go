@@ -4,3 +4,5 @@ package eventstore
 // its own for migrations.
 //
 //	6577801  ensure_usage_parts (migrations/0001_log.sql): one process makes partitions
+//	6577802  projections.Rebuild: one rebuild of a projection at a time
+//	6577803  firstkey.Once: one process looks whether an organization has a key, and makes one
