@@ -28,7 +28,7 @@ func benchAppend(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer db.stop()
-	l, err := openLog(ctx, db.URL())
+	l, err := openLog(ctx, db.url)
 	if err != nil {
 		return err
 	}
@@ -52,8 +52,10 @@ func benchAppend(ctx context.Context, b *bench) error {
 
 // database is a private Postgres with the settings of keyledger serve.
 type database struct {
-	*postgres.Server
-	dir string
+	server   *postgres.Server // nil when it is somebody else's
+	dir      string
+	url      string // of the service's login
+	adminURL string
 }
 
 func startDatabase(ctx context.Context) (*database, error) {
@@ -69,7 +71,7 @@ func startDatabase(ctx context.Context) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &database{server, dir}
+	db := &database{server, dir, server.URL(), server.AdminURL()}
 	if err := migrations.Apply(ctx, server.AdminURL(), slog.New(slog.DiscardHandler)); err != nil {
 		db.stop()
 		return nil, err
@@ -80,7 +82,7 @@ func startDatabase(ctx context.Context) (*database, error) {
 func (d *database) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if err := d.Stop(ctx); err != nil {
+	if err := d.server.Stop(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: stop postgres:", err)
 	}
 	_ = os.RemoveAll(d.dir)

@@ -40,7 +40,7 @@ INSERT INTO ordered (lane, position, epoch, id, stream, version, organization, t
 COMMIT;`
 
 func (d *database) prepareBaselines(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, d.AdminURL())
+	conn, err := pgx.Connect(ctx, d.adminURL)
 	if err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (d *database) pgbench(ctx context.Context, script string, clients int, dura
 		return 0, err
 	}
 	seconds := strconv.Itoa(max(1, int(duration.Seconds())))
-	command := exec.CommandContext(ctx, program, "-n", "-M", "prepared", "-f", file, "-c", strconv.Itoa(clients), "-j", "2", "-T", seconds, d.AdminURL())
+	command := exec.CommandContext(ctx, program, "-n", "-M", "prepared", "-f", file, "-c", strconv.Itoa(clients), "-j", "2", "-T", seconds, d.adminURL)
 	output, err := command.CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench: %w: %s", err, output)

@@ -38,7 +38,15 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "comma-separated sections (append, http, replay, verify); empty: all")
 	flag.IntVar(&o.pairs, "pairs", 9, "how often a pair takes turns")
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "length of one measurement")
+	bare := flag.Int("bare", 0, "serve a bare route with an answer of this size, and nothing else (the bench starts itself with it)")
 	flag.Parse()
+	if *bare > 0 {
+		if err := serveBare(*bare); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
