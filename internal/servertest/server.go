@@ -70,7 +70,7 @@ func Launch(t testing.TB, options Options) *Server {
 		options.Listen = "127.0.0.1:0"
 	}
 	s := &Server{
-		t: t, options: options, output: &capture{}, logs: &capture{},
+		t: t, options: options, output: newCapture(), logs: newCapture(),
 		ready: make(chan struct{}), ended: make(chan struct{}), code: -1,
 	}
 	cmd := exec.Command(Build(t), append([]string{"serve"}, options.Args...)...)
@@ -164,6 +164,28 @@ func (s *Server) Logs() string { return s.logs.String() }
 
 // Output is what the server has written to standard output so far.
 func (s *Server) Output() string { return s.output.String() }
+
+// AwaitLog returns when the server has written a text to standard error.
+func (s *Server) AwaitLog(text string) {
+	s.t.Helper()
+	patience := time.After(startWithin)
+	for {
+		said, more := s.logs.state()
+		if strings.Contains(said, text) {
+			return
+		}
+		select {
+		case <-more:
+		case <-s.ended:
+			if !strings.Contains(s.Logs(), text) {
+				s.t.Fatalf("servertest: the server ended with code %d and never said %q:\n%s", s.code, text, s.Logs())
+			}
+			return
+		case <-patience:
+			s.t.Fatalf("servertest: the server has not said %q:\n%s", text, s.Logs())
+		}
+	}
+}
 
 // Kill ends the server with SIGKILL and returns when it is gone. Its Postgres
 // is then on its way down, or already found by the next start.
@@ -318,7 +340,10 @@ func (s *Server) cleanUp() {
 type capture struct {
 	mu   sync.Mutex
 	text strings.Builder
+	more chan struct{} // closed when there is more
 }
+
+func newCapture() *capture { return &capture{more: make(chan struct{})} }
 
 func (c *capture) read(from io.Reader, line func(string)) {
 	lines := bufio.NewReader(from)
@@ -326,6 +351,8 @@ func (c *capture) read(from io.Reader, line func(string)) {
 		text, err := lines.ReadString('\n')
 		c.mu.Lock()
 		c.text.WriteString(text)
+		close(c.more)
+		c.more = make(chan struct{})
 		c.mu.Unlock()
 		line(text)
 		if err != nil {
@@ -334,8 +361,13 @@ func (c *capture) read(from io.Reader, line func(string)) {
 	}
 }
 
-func (c *capture) String() string {
+func (c *capture) state() (text string, more <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.text.String()
+	return c.text.String(), c.more
+}
+
+func (c *capture) String() string {
+	text, _ := c.state()
+	return text
 }
