@@ -131,6 +131,7 @@ func TestWhatCannotBeReadIsNamed(t *testing.T) {
 	for environ, want := range map[string]string{
 		"KEYLEDGER_LISTNE=1":                                      "KEYLEDGER_LISTNE is unknown: did you mean KEYLEDGER_LISTEN?",
 		"KEYLEDGER_JWT_SECRT_FILE=/x":                             "KEYLEDGER_JWT_SECRT_FILE is unknown: did you mean KEYLEDGER_JWT_SECRET_FILE?",
+		"KEYLEDGER_FOO=1":                                         "KEYLEDGER_FOO is unknown: keyledger serve --help",
 		"KEYLEDGER_SOMETHING_ELSE_ALTOGETHER=1":                   "KEYLEDGER_SOMETHING_ELSE_ALTOGETHER is unknown: keyledger serve --help",
 		"KEYLEDGER_SERVICE_HOST=10.0.0.1":                         "KEYLEDGER_SERVICE_HOST is unknown",
 		"KEYLEDGER_FLUSH_INTERVAL=soon":                           "--flush-interval (KEYLEDGER_FLUSH_INTERVAL) must be a duration such as",

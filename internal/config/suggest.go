@@ -8,7 +8,8 @@ import (
 
 // suggestion names the known variable that is most like an unknown one, if any is.
 func suggestion(name string, known map[string]bool) string {
-	best, least := "", len(name)/3+1
+	// The common beginning makes no two names alike.
+	best, least := "", len(strings.TrimPrefix(name, ourPrefix))/3+1
 	for _, candidate := range slices.Sorted(maps.Keys(known)) {
 		if d := distance(name, candidate); d < least {
 			best, least = candidate, d
