@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"keyledger/internal/config"
 	"keyledger/internal/datadir"
 )
@@ -48,7 +50,11 @@ func Find(ctx context.Context, c config.Config, needs Needs, logger *slog.Logger
 		return nil, err
 	}
 	if running != (datadir.Endpoints{}) {
-		f.HTTP = running.HTTP
+		// With a database of its own, the command may be about another ledger than the
+		// server's.
+		if !c.DatabaseURL.IsSet() || sameDatabase(c.DatabaseURL.Reveal(), running.Database) {
+			f.HTTP = running.HTTP
+		}
 		if !c.DatabaseURL.IsSet() {
 			f.Database = &Database{URL: running.Database, Endpoint: running.Database, AdminURL: running.DatabaseAdmin}
 		}
@@ -79,6 +85,13 @@ func Find(ctx context.Context, c config.Config, needs Needs, logger *slog.Logger
 		}
 	}
 	return f, nil
+}
+
+// sameDatabase says whether two URLs lead to one database, whoever logs in.
+func sameDatabase(a, b string) bool {
+	x, errX := pgx.ParseConfig(a)
+	y, errY := pgx.ParseConfig(b)
+	return errX == nil && errY == nil && x.Host == y.Host && x.Port == y.Port && x.Database == y.Database
 }
 
 // running gives the endpoints of the server that runs on the data directory,
