@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,11 +36,7 @@ when it is not. For containers.`,
 
 // serverURL is where the server is that this command is about.
 func (p *program) serverURL(listenGiven bool) (string, error) {
-	for _, pair := range p.environ {
-		name, value, _ := strings.Cut(pair, "=")
-		listenGiven = listenGiven || value != "" && (name == "KEYLEDGER_LISTEN" || name == "PORT")
-	}
-	if !listenGiven {
+	if !listenGiven && !p.isSet("KEYLEDGER_LISTEN") && !p.isSet("PORT") {
 		if endpoints, err := datadir.At(p.config.DataDir).ReadEndpoints(); err == nil {
 			return endpoints.HTTP, nil
 		}

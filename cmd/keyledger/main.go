@@ -156,7 +156,7 @@ func (p *program) command(cmd *cobra.Command, run func(ctx context.Context) erro
 		if p.config, err = config.Load(cmd.Flags(), p.environ); err != nil {
 			return usageError{err}
 		}
-		p.logger = p.newLogger()
+		p.logger = p.newLogger(cmd.Name() == "serve")
 		return run(cmd.Context())
 	}
 	return cmd

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -31,9 +30,10 @@ import (
 // node is a running server: its parts, each of which uses those above it.
 type node struct {
 	*program
-	dir      *datadir.Dir
-	parts    *lifecycle.Group
-	listener net.Listener
+	dir         *datadir.Dir
+	parts       *lifecycle.Group
+	listener    net.Listener
+	certificate *tls.Config // nil: no TLS
 
 	registry  *prometheus.Registry
 	tracing   tracing
@@ -241,15 +241,7 @@ func (n *node) startIndex(context.Context) error {
 
 // startHTTP serves, and says where. /livez answers from here on, /readyz when the
 // index is loaded.
-func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) (err error) {
-	var certificate *tls.Config
-	if n.config.TLSCert != "" {
-		pair, err := tls.LoadX509KeyPair(n.config.TLSCert, n.config.TLSKey)
-		if err != nil {
-			return fmt.Errorf("read the certificate of --tls-cert and --tls-key: %w", err)
-		}
-		certificate = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	}
+func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	cursorKey, err := backing.CursorKey(masterKey)
 	if err != nil {
 		return err
@@ -262,7 +254,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) (err er
 		Tokens: keyhttp.TokenOptions{
 			Secret: jwtSecret, JWKSURL: n.config.JWKSURL, Issuer: n.config.JWTIssuer, Audience: n.config.JWTAudience, Roles: n.config.JWTRoles,
 		},
-		TrustedProxies: n.config.TrustedProxies, TLS: certificate, DrainDelay: n.config.DrainDelay,
+		TrustedProxies: n.config.TrustedProxies, TLS: n.certificate, DrainDelay: n.config.DrainDelay,
 		Version: buildVersion(), Checks: n.checks(),
 		Logger: n.logger, Registerer: n.registry, Gatherer: n.registry, TracerProvider: n.tracing.provider,
 	})

@@ -75,21 +75,37 @@ func (p *program) confirm(question string) error {
 	return errors.New("nothing was changed")
 }
 
-// newLogger writes logs to standard error: text for people, JSON for programs.
-func (p *program) newLogger() *slog.Logger {
+// newLogger writes logs to standard error: text for people, JSON for programs. Of
+// what goes on below a command that a person waits for, only what needs attention
+// is shown, unless more was asked for.
+func (p *program) newLogger(server bool) *slog.Logger {
 	terminal := isTerminal(p.stderr)
-	if p.config.LogFormat == config.LogJSON || p.config.LogFormat == config.LogAuto && !terminal {
-		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: p.config.LogLevel}))
+	level := p.config.LogLevel
+	if !server && level == slog.LevelInfo {
+		level = slog.LevelWarn
+	}
+	if p.config.LogFormat == config.LogJSON || p.config.LogFormat == config.LogAuto && !terminal && server {
+		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: readable}))
 	}
 	return slog.New(tint.NewHandler(p.stderr, &tint.Options{
-		Level: p.config.LogLevel, TimeFormat: time.TimeOnly + ".000", NoColor: !terminal || p.noColor(),
+		Level: level, TimeFormat: time.TimeOnly + ".000", NoColor: !terminal || p.isSet("NO_COLOR"),
 	}))
 }
 
-// noColor honours NO_COLOR (no-color.org): set to anything, it means no colours.
-func (p *program) noColor() bool {
+// readable writes durations with their unit, where JSON would have a number of
+// nanoseconds.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
+// isSet says whether a variable that is no setting is set. An empty one is not.
+func (p *program) isSet(name string) bool {
 	return slices.ContainsFunc(p.environ, func(pair string) bool {
-		return strings.HasPrefix(pair, "NO_COLOR=") && pair != "NO_COLOR="
+		value, ok := strings.CutPrefix(pair, name+"=")
+		return ok && value != ""
 	})
 }
 

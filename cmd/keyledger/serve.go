@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,7 +45,7 @@ func (p *program) runServer(ctx context.Context) (err error) {
 	started := time.Now()
 	v := buildVersion()
 	p.logger.Info("keyledger starts", "version", v.Version, "commit", v.Commit)
-	p.logger.LogAttrs(ctx, slog.LevelInfo, "configuration", p.config.Changed()...)
+	p.logger.LogAttrs(ctx, slog.LevelInfo, "settings that differ from the defaults", p.config.Changed()...)
 
 	dir, err := datadir.Open(p.config.DataDir)
 	if err != nil {
@@ -62,8 +63,14 @@ func (p *program) runServer(ctx context.Context) (err error) {
 	}
 	defer listener.Close() //nolint:errcheck // closed by the server, if it came that far
 
-	parts := lifecycle.New(p.config.ShutdownTimeout, p.logger)
-	n := &node{program: p, dir: dir, parts: parts, listener: listener}
+	certificate, err := p.certificate()
+	if err != nil {
+		return err
+	}
+
+	// Parts bound their own ends; the group's patience is for one that cannot even do that.
+	parts := lifecycle.New(p.config.DrainDelay+p.config.ShutdownTimeout+grace, p.logger)
+	n := &node{program: p, dir: dir, parts: parts, listener: listener, certificate: certificate}
 	err = n.start(ctx)
 	if err == nil {
 		p.logger.Info("keyledger is ready", "http", n.endpoints.HTTP, "keys", n.index.Len(), "took", time.Since(started).Round(time.Millisecond))
@@ -100,6 +107,20 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("the address %s may not be used: ports below 1024 need a privilege; choose another with --listen (KEYLEDGER_LISTEN)", address)
 	}
 	return nil, fmt.Errorf("--listen (KEYLEDGER_LISTEN) %s: %w", address, err)
+}
+
+const grace = 5 * time.Second
+
+// certificate reads what TLS needs; nil without it.
+func (p *program) certificate() (*tls.Config, error) {
+	if p.config.TLSCert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(p.config.TLSCert, p.config.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate of --tls-cert and --tls-key: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
 }
 
 // secrets resolves the secrets that have a default, and says aloud which of them

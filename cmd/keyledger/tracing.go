@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
@@ -51,13 +50,4 @@ func (n *node) startTracing(ctx context.Context) error {
 	})
 	n.logger.Info("sending traces as OpenTelemetry's variables say")
 	return nil
-}
-
-func (p *program) isSet(name string) bool {
-	for _, pair := range p.environ {
-		if value, ok := strings.CutPrefix(pair, name+"="); ok && value != "" {
-			return true
-		}
-	}
-	return false
 }
