@@ -158,8 +158,8 @@ func (s *subscriber) follow(ctx context.Context, js jetstream.JetStream) error {
 			return err
 		}
 		// Only now: what is not acknowledged is delivered again, to us or to the
-		// next process under this name.
-		if err := message.DoubleAck(ctx); err != nil {
+		// next process under this name. Should this get lost, handle will know.
+		if err := message.Ack(); err != nil {
 			return err
 		}
 	}

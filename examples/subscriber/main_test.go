@@ -8,47 +8,62 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	natsd "github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"keyledger/domain"
-	"keyledger/eventstore"
-	"keyledger/internal/testkit"
-	"keyledger/publisher"
+	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const patience = time.Minute
 
-// ledger publishes what a relay would: a key is created at every odd position and
-// revoked at the even one behind it.
+// ledger publishes what Keyledger would: a key is created at every odd position
+// and revoked at the even one behind it.
 type ledger struct {
 	t     *testing.T
 	url   string
 	js    jetstream.JetStream
-	epoch uint32
+	epoch int
 	at    uint64
 }
 
 func newLedger(t *testing.T) *ledger {
 	t.Helper()
-	server := testkit.NATS(t)
-	js, err := jetstream.New(server.Conn)
+	server, err := natsd.NewServer(&natsd.Options{Host: "127.0.0.1", Port: natsd.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &ledger{t: t, url: server.URL, js: js, epoch: 1}
+	server.Start()
+	t.Cleanup(func() {
+		server.Shutdown()
+		server.WaitForShutdown()
+	})
+	if !server.ReadyForConnections(patience) {
+		t.Fatal("nats is not ready")
+	}
+	nc, err := nats.Connect(server.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{t: t, url: server.ClientURL(), js: js, epoch: 1}
 	l.makeStream()
 	return l
 }
 
 func (l *ledger) makeStream() {
 	l.t.Helper()
-	_, err := l.js.CreateStream(l.t.Context(), jetstream.StreamConfig{Name: publisher.LifecycleStream, Subjects: []string{publisher.StreamSubjects(domain.Lifecycle)}})
+	_, err := l.js.CreateStream(l.t.Context(), jetstream.StreamConfig{Name: "KEYLEDGER_LIFECYCLE", Subjects: []string{"keyledger.lifecycle.>"}})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -58,18 +73,14 @@ func (l *ledger) publish(keys int) {
 	l.t.Helper()
 	for range 2 * keys {
 		l.at++
-		r := eventstore.Recorded{
-			Ledger: domain.ID{1}, Epoch: l.epoch, Lane: domain.Lifecycle, Position: domain.Position(l.at), ID: domain.ID{byte(l.at)},
-			Stream: eventstore.KeyStream(domain.KeyID{byte((l.at + 1) / 2)}), Version: 1, Organization: "org_abc123", Type: "KeyCreated", Schema: 1,
-		}
+		key, what := fmt.Sprintf("key_%026d", (l.at+1)/2), "created"
 		if l.at%2 == 0 {
-			r.Type, r.Version = "KeyRevoked", 2
-			key, _ := r.Stream.Key()
-			r.Data = fmt.Appendf(nil, `{"keyId":%q,"organizationId":"org_abc123","at":"2026-01-15T10:00:00.123456Z"}`, key)
+			what = "revoked"
 		}
-		message, err := publisher.Message(r)
-		if err != nil {
-			l.t.Fatal(err)
+		message := &nats.Msg{
+			Subject: "keyledger.lifecycle.org_abc123." + key + "." + what,
+			Header:  nats.Header{"ce-ledger": {"019bc09a-3e00-7aaa-8bbb-010203040506"}, "ce-epoch": {strconv.Itoa(l.epoch)}},
+			Data:    fmt.Appendf(nil, `{"keyId":%q,"organizationId":"org_abc123","at":"2026-01-15T10:00:00.123456Z"}`, key),
 		}
 		if _, err := l.js.PublishMsg(l.t.Context(), message, jetstream.WithExpectLastSequence(l.at-1)); err != nil {
 			l.t.Fatal(err)
@@ -138,7 +149,7 @@ func acknowledged(t *testing.T, js jetstream.JetStream, position uint64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	consumer, err := js.Consumer(ctx, publisher.LifecycleStream, "test")
+	consumer, err := js.Consumer(ctx, stream, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +170,7 @@ func TestARebuiltStreamRepeatsNothing(t *testing.T) {
 	l.publish(2)
 	lines, end := started(t, l.url)
 	positions(t, lines(2), 2, 4)
-	if err := l.js.DeleteStream(t.Context(), publisher.LifecycleStream); err != nil {
+	if err := l.js.DeleteStream(t.Context(), stream); err != nil {
 		t.Fatal(err)
 	}
 	l.makeStream()
