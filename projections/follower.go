@@ -2,7 +2,6 @@ package projections
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -28,10 +27,19 @@ type FollowerOptions struct {
 
 const (
 	defaultApplyTimeout = 10 * time.Second
-	// mostEvents bounds one statement when the follower reads the log by itself.
-	mostEvents   = 1000
+	// mostEvents and mostBytes bound what one statement applies. An event of the
+	// usage lane may name some thousand keys.
+	mostEvents = 1000
+	mostBytes  = 1 << 20
+	// How long Run waits before it tries again what failed.
 	firstBackOff = 50 * time.Millisecond
 	longBackOff  = 5 * time.Second
+	// How long Run leaves the field to a driver that was faster.
+	firstStepBack = 20 * time.Millisecond
+	longStepBack  = 320 * time.Millisecond
+	// farBehind is how many events that others have applied Run reads past before it starts
+	// again where they are.
+	farBehind = 10_000
 )
 
 // Follower drives one projection from the log. Any number of followers, in any
@@ -97,12 +105,13 @@ func (f *Follower) Run(ctx context.Context) error {
 		if f.Position() > before {
 			wait = firstBackOff
 		}
-		pause := wait/2 + rand.N(wait/2)
-		f.logger.Warn("the projection waits to go on", "position", f.Position(), "pause", pause, "error", err)
-		select {
-		case <-ctx.Done():
+		level := slog.LevelWarn
+		if domain.CodeOf(err) != domain.CodeUnavailable {
+			level = slog.LevelError
+		}
+		f.logger.Log(ctx, level, "the projection waits and tries again", "position", f.Position(), "wait", wait, "error", err)
+		if pause(ctx, wait) != nil {
 			return nil
-		case <-time.After(pause):
 		}
 		wait = min(2*wait, longBackOff)
 	}
@@ -110,37 +119,63 @@ func (f *Follower) Run(ctx context.Context) error {
 
 // follow applies what the log says from where the projection stands, until an
 // error.
+//
+// Where several processes run, each would apply every batch, and all but one in vain. So
+// whoever loses steps back for a moment, and for a longer one each time that it
+// loses again: in effect one drives, and the others look whether it still does.
 func (f *Follower) follow(ctx context.Context) error {
-	from, err := f.look(ctx)
-	if err != nil {
-		return err
-	}
-	next := from + 1
-	for batch, err := range f.log.Follow(ctx, f.projection.Lane(), from) {
+	stepBack := firstStepBack
+	for {
+		from, err := f.look(ctx)
 		if err != nil {
 			return err
 		}
-		// Density is asserted on what the log yields, not on what is left of it after
-		// another driver was faster: nobody's progress may hide a gap.
-		if err := follows(next, batch); err != nil {
-			return err
+		next := from + 1
+		for batch, err := range f.log.Follow(ctx, f.projection.Lane(), from) {
+			if err != nil {
+				return err
+			}
+			// Density is asserted on what the log yields, not on what is left of it
+			// after another driver was faster: nobody's progress may hide a gap.
+			if err := follows(next, batch); err != nil {
+				return err
+			}
+			next += domain.Position(len(batch))
+			if err := f.take(ctx); err != nil {
+				return err
+			}
+			race, err := f.offer(ctx, batch)
+			f.giveBack()
+			switch {
+			case err != nil:
+				return err
+			case race == won:
+				stepBack = firstStepBack
+				continue
+			case race == none:
+				continue
+			}
+			if err := pause(ctx, stepBack); err != nil {
+				return err
+			}
+			stepBack = min(2*stepBack, longStepBack)
+			at, err := f.look(ctx)
+			if err != nil {
+				return err
+			}
+			if at > next+farBehind {
+				break
+			}
 		}
-		next += domain.Position(len(batch))
-		if err := f.take(ctx); err != nil {
-			return err
-		}
-		err := f.offer(ctx, batch)
-		f.giveBack()
-		if err != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
-	return errors.New("the log ended")
 }
 
 // CatchUp returns when the projection has reached a position, which the log must
-// have. When it is behind, it is driven there in the caller's goroutine, unless somebody
-// in this process does so already.
+// have. When it is behind, it is driven there in the caller's goroutine, unless
+// somebody in this process does so already.
 func (f *Follower) CatchUp(ctx context.Context, target domain.Position) error {
 	if f.Position() >= target {
 		return nil
@@ -153,6 +188,13 @@ func (f *Follower) CatchUp(ctx context.Context, target domain.Position) error {
 	if f.Position() >= target {
 		return nil // whoever drove until now has done it
 	}
+	// The caller may be patient without end, but keeps others waiting: it gives up
+	// when nothing comes any more.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silence := time.AfterFunc(f.timeout, cancel)
+	defer silence.Stop()
+
 	if err := f.refresh(ctx); err != nil {
 		return err
 	}
@@ -160,72 +202,102 @@ func (f *Follower) CatchUp(ctx context.Context, target domain.Position) error {
 		return nil // another process has
 	}
 	next := f.at.Position + 1
-	batch := make([]eventstore.Recorded, 0, min(mostEvents, int(target-f.at.Position)))
+	var batch []eventstore.Recorded
+	bytes := 0
 	for r, err := range f.log.Read(ctx, f.projection.Lane(), f.at.Position) {
-		if f.at.Position >= target {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
-		if batch = append(batch, r); len(batch) < mostEvents && r.Position < target {
+		batch = append(batch, r)
+		bytes += len(r.Data)
+		if len(batch) < mostEvents && bytes < mostBytes && r.Position < target {
 			continue
 		}
+		silence.Reset(f.timeout)
 		if err := follows(next, batch); err != nil {
 			return err
 		}
 		next += domain.Position(len(batch))
-		if err := f.offer(ctx, batch); err != nil {
+		if _, err := f.offer(ctx, batch); err != nil {
 			return err
 		}
-		batch = batch[:0]
+		if f.at.Position >= target {
+			return nil
+		}
+		batch, bytes = batch[:0], 0
 	}
-	if f.at.Position < target {
-		return domain.Errorf(domain.CodeStale, "position %d is not in the log yet", target)
-	}
-	return nil
+	return domain.Errorf(domain.CodeStale, "position %d is not in the log yet", target)
 }
+
+// race is how it went with other drivers.
+type race int
+
+const (
+	none race = iota // there was nothing left to apply
+	won
+	lost
+)
 
 // offer applies a run of events, or what is left of it once others have applied
 // their share. The caller holds the token.
-func (f *Follower) offer(ctx context.Context, batch []eventstore.Recorded) error {
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
+func (f *Follower) offer(ctx context.Context, batch []eventstore.Recorded) (race race, err error) {
 	f.lag.pending(batch)
 	for {
 		first, last := batch[0].Position, batch[len(batch)-1].Position
 		switch {
 		case last <= f.at.Position:
-			return nil
+			return race, nil
 		case first > f.at.Position+1:
-			return fmt.Errorf("the checkpoint went back to %d: start again from there", f.at.Position)
+			return race, fmt.Errorf("the checkpoint went back to %d: start again from there", f.at.Position)
 		}
 		batch = batch[f.at.Position+1-first:]
-		events, err := f.decode(ctx, batch)
-		if err != nil {
-			return err
-		}
-		from, to := f.at, Checkpoint{Ledger: f.head.Ledger, Epoch: f.head.Epoch, Position: last}
-		moved, err := f.projection.Apply(ctx, from, to, events)
-		if err != nil {
-			return err
-		}
-		if moved {
-			f.stand(to)
-			return nil
-		}
-		// Somebody else was faster, or the log is not what it was.
-		if err := f.refresh(ctx); err != nil {
-			return err
-		}
-		if f.at == from {
-			return fmt.Errorf("the checkpoint stands at %d and would not move: try again", from.Position)
+		moved, err := f.apply(ctx, batch[:fitting(batch)])
+		switch {
+		case err != nil:
+			return race, err
+		case !moved:
+			race = lost
+		case race == none:
+			race = won
 		}
 	}
 }
 
-func (f *Follower) decode(ctx context.Context, batch []eventstore.Recorded) ([]eventstore.Event, error) {
-	return decode(ctx, f.log, f.head, batch)
+// fitting says how many events of a batch one statement applies.
+func fitting(batch []eventstore.Recorded) int {
+	bytes := 0
+	for i, r := range batch {
+		if bytes += len(r.Data); i > 0 && bytes > mostBytes {
+			return i
+		}
+	}
+	return len(batch)
+}
+
+// apply applies events that begin behind the checkpoint as it is known here, or
+// learns where it is when somebody else has moved it.
+func (f *Follower) apply(ctx context.Context, events []eventstore.Recorded) (moved bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	decoded, err := decode(ctx, f.log, f.head, events)
+	if err != nil {
+		return false, err
+	}
+	from, to := f.at, Checkpoint{Ledger: f.head.Ledger, Epoch: f.head.Epoch, Position: events[len(events)-1].Position}
+	if moved, err = f.projection.Apply(ctx, from, to, decoded); err != nil {
+		return false, err
+	}
+	if moved {
+		f.stand(to)
+		return true, nil
+	}
+	if err := f.refresh(ctx); err != nil {
+		return false, err
+	}
+	if f.at == from {
+		return false, fmt.Errorf("the checkpoint stands at %d and would not move: try again", from.Position)
+	}
+	return false, nil
 }
 
 // decode reads a batch, and refuses events of a history that the head does not know.
@@ -307,3 +379,16 @@ func (f *Follower) take(ctx context.Context) error {
 }
 
 func (f *Follower) giveBack() { f.driver <- struct{}{} }
+
+// pause waits for about as long as it is told, never exactly, so that processes
+// that began together do not stay together.
+func pause(ctx context.Context, about time.Duration) error {
+	timer := time.NewTimer(about/2 + rand.N(about))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

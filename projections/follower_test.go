@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,8 +41,7 @@ func TestAFollowerAppliesWhatIsAppended(t *testing.T) {
 	t.Parallel()
 	log := logtest.New(t)
 	projection := keylist.New(log.Pool)
-	registry := prometheus.NewRegistry()
-	follower := projections.NewFollower(log, projection, projections.FollowerOptions{Registerer: registry})
+	follower := follow(log, projection)
 	log.Create("org_a", "before it runs")
 	logtest.Background(t, "the follower", follower.Run)
 	log.Create("org_a", "while it runs")
@@ -51,16 +51,6 @@ func TestAFollowerAppliesWhatIsAppended(t *testing.T) {
 	logtest.Must(t, err)
 	if head, _ := log.Head(t.Context(), domain.Lifecycle); at != projections.Checkpoint(head) {
 		t.Errorf("the checkpoint is %+v, the head is %+v", at, head)
-	}
-	families, err := registry.Gather()
-	logtest.Must(t, err)
-	if len(families) != 2 {
-		t.Errorf("want lag in positions and in seconds, not %d metrics", len(families))
-	}
-	for _, family := range families {
-		if lag := family.Metric[0].Gauge.GetValue(); lag != 0 {
-			t.Errorf("%s is %v with everything applied", family.GetName(), lag)
-		}
 	}
 }
 
@@ -245,56 +235,133 @@ func TestACheckpointNeverRunsAheadOfTheLog(t *testing.T) {
 	}
 }
 
-// unreachable fails until it is told to work.
-type unreachable struct {
+// spy tells of what is applied, and can be told to fail.
+type spy struct {
 	projections.Projection
+	applied chan int // how many events, each time that the checkpoint moved
+	tried   chan struct{}
+
 	mu     sync.Mutex
-	failed chan struct{} // of capacity 1: a first failure
-	back   bool
+	broken error
 }
 
-func (u *unreachable) Checkpoint(ctx context.Context) (projections.Checkpoint, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if !u.back {
-		select {
-		case u.failed <- struct{}{}:
-		default:
-		}
-		return projections.Checkpoint{}, domain.Unavailable(errors.New("connection refused"))
+func newSpy(p projections.Projection, broken error) *spy {
+	return &spy{Projection: p, applied: make(chan int, 1000), tried: make(chan struct{}, 1000), broken: broken}
+}
+
+func (s *spy) heal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = nil
+}
+
+func (s *spy) Apply(ctx context.Context, from, to projections.Checkpoint, events []eventstore.Event) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried <- struct{}{}
+	if s.broken != nil {
+		return false, s.broken
 	}
-	return u.Projection.Checkpoint(ctx)
+	moved, err := s.Projection.Apply(ctx, from, to, events)
+	if moved {
+		s.applied <- len(events)
+	}
+	return moved, err
+}
+
+func await[T any](t *testing.T, what string, signal <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-signal:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("waited in vain for %s", what)
+		panic("unreachable")
+	}
 }
 
 func TestAFollowerWaitsForADatabaseThatIsAway(t *testing.T) {
 	t.Parallel()
 	log := logtest.New(t)
-	away := &unreachable{Projection: keylist.New(log.Pool), failed: make(chan struct{}, 1)}
-	applied := make(chan struct{})
-	follower := projections.NewFollower(log, signalling{away, applied}, projections.FollowerOptions{})
-	logtest.Background(t, "the follower", follower.Run)
+	away := newSpy(keylist.New(log.Pool), domain.Unavailable(errors.New("connection refused")))
+	logtest.Background(t, "the follower", follow(log, away).Run)
 	log.Create("org_a", "a key")
-	<-away.failed
-	away.mu.Lock()
-	away.back = true
-	away.mu.Unlock()
-	select {
-	case <-applied:
-	case <-time.After(patience):
-		t.Error("the follower did not go on")
+	await(t, "a first try", away.tried)
+	await(t, "a second one", away.tried)
+	away.heal()
+	await(t, "the event to be applied", away.applied)
+}
+
+func TestAnotherFollowerTakesOver(t *testing.T) {
+	t.Parallel()
+	log := logtest.New(t)
+	first, second := newSpy(keylist.New(log.Pool), nil), newSpy(keylist.New(log.Pool), nil)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- follow(log, first).Run(ctx) }()
+	log.Create("org_a", "a key")
+	await(t, "the first follower", first.applied)
+
+	logtest.Background(t, "the second follower", follow(log, second).Run)
+	stop()
+	logtest.Must(t, await(t, "the first one's end", ended))
+	log.Create("org_a", "a key")
+	await(t, "the second follower", second.applied)
+}
+
+func TestAStatementAppliesABoundedNumberOfBytes(t *testing.T) {
+	t.Parallel()
+	log := logtest.New(t)
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	uses := make([]domain.Use, 8000)
+	for i := range uses {
+		uses[i] = domain.Use{Key: domain.KeyID(logtest.NewID(t)), Count: 1, First: now, Last: now}
+	}
+	for range 3 {
+		log.Use("org_a", uses...)
+	}
+	for range 20 {
+		log.Use("org_a", uses[0])
+	}
+	projection := newSpy(usage.New(log.Pool), nil)
+	logtest.Must(t, follow(log, projection).CatchUp(patient(t), 23))
+	close(projection.applied)
+	var batches []int
+	for n := range projection.applied {
+		batches = append(batches, n)
+	}
+	if want := []int{1, 1, 21}; !slices.Equal(batches, want) {
+		t.Errorf("the batches were %v, want %v", batches, want)
 	}
 }
 
-// signalling says that something was applied.
-type signalling struct {
-	projections.Projection
-	applied chan struct{}
-}
-
-func (s signalling) Apply(ctx context.Context, from, to projections.Checkpoint, events []eventstore.Event) (bool, error) {
-	moved, err := s.Projection.Apply(ctx, from, to, events)
-	if moved {
-		close(s.applied)
+func TestTheLagIsPublished(t *testing.T) {
+	t.Parallel()
+	log := logtest.New(t)
+	for range 3 {
+		log.Create("org_a", "a key")
 	}
-	return moved, err
+	registry := prometheus.NewRegistry()
+	now := time.Now()
+	projection := newSpy(keylist.New(log.Pool), errors.New("planted"))
+	follower := projections.NewFollower(log, projection, projections.FollowerOptions{
+		Registerer: registry, Clock: func() time.Time { return now },
+	})
+	lag := func() (positions, seconds float64) {
+		families, err := registry.Gather()
+		logtest.Must(t, err)
+		return families[0].Metric[0].Gauge.GetValue(), families[1].Metric[0].Gauge.GetValue()
+	}
+	if err := follower.CatchUp(patient(t), 3); err == nil {
+		t.Fatal("a broken projection caught up")
+	}
+	now = now.Add(time.Hour)
+	if positions, seconds := lag(); positions != 3 || seconds < 3600 || seconds > 3660 {
+		t.Errorf("an hour later the lag is %v positions and %v seconds", positions, seconds)
+	}
+	projection.heal()
+	logtest.Must(t, follower.CatchUp(patient(t), 3))
+	if positions, seconds := lag(); positions != 0 || seconds != 0 {
+		t.Errorf("with everything applied the lag is %v positions and %v seconds", positions, seconds)
+	}
 }

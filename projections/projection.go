@@ -72,7 +72,7 @@ var (
 
 // Stopped says whether an error means that a projection cannot go on by itself.
 func Stopped(err error) bool {
-	return errors.Is(err, ErrForeign) || errors.Is(err, ErrGap) || errors.Is(err, ErrBroken)
+	return errors.Is(err, ErrForeign) || errors.Is(err, ErrGap) || errors.Is(err, ErrBroken) || errors.Is(err, eventstore.ErrEpochChanged)
 }
 
 // Broken is the error of a fold that cannot take an event.

@@ -50,8 +50,9 @@ type Report struct {
 const (
 	// shadowSuffix follows the names of tables and checkpoint beside the live ones.
 	shadowSuffix = "_rebuild"
-	// rebuildBatch is how many events a rebuild folds at a time.
+	// rebuildBatch and rebuildBytes bound what a rebuild folds at a time.
 	rebuildBatch = 4096
+	rebuildBytes = 4 << 20
 	// nearEnough is how many events may be left for the steps that others wait for.
 	nearEnough = 1000
 	mostRounds = 10
@@ -284,13 +285,15 @@ func (r *rebuild) batches(ctx context.Context, after, through domain.Position) i
 	return func(yield func([]eventstore.Event, error) bool) {
 		next := after + 1
 		var batch []eventstore.Recorded
+		bytes := 0
 		for record, err := range r.Log.Read(ctx, r.Projection.Lane(), after) {
 			if err != nil {
 				yield(nil, err)
 				return
 			}
 			batch = append(batch, record)
-			if len(batch) < rebuildBatch && record.Position < through {
+			bytes += len(record.Data)
+			if len(batch) < rebuildBatch && bytes < rebuildBytes && record.Position < through {
 				continue
 			}
 			err := follows(next, batch)
@@ -301,7 +304,7 @@ func (r *rebuild) batches(ctx context.Context, after, through domain.Position) i
 			if !yield(events, err) || err != nil || record.Position >= through {
 				return
 			}
-			next, batch = record.Position+1, batch[:0]
+			next, batch, bytes = record.Position+1, batch[:0], 0
 		}
 	}
 }

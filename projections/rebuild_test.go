@@ -3,6 +3,8 @@ package projections_test
 import (
 	"context"
 	"errors"
+	"iter"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"keyledger/domain"
+	"keyledger/eventstore"
 	"keyledger/projections"
 	"keyledger/projections/internal/logtest"
 	"keyledger/projections/keylist"
@@ -227,5 +230,80 @@ func TestASecondRebuildIsRefused(t *testing.T) {
 	logtest.Must(t, err)
 	if domain.CodeOf(second) != domain.CodeUnprocessable {
 		t.Errorf("the second one ended with %v", second)
+	}
+}
+
+// late is a log whose live projection moves on after the rebuild has asked for
+// the head for the last time, so that the swap itself has to fold the rest.
+type late struct {
+	projections.Log
+	heads atomic.Int64
+	move  func()
+	swap  atomic.Bool // from now on the rebuild reads inside its swap
+	stall chan struct{}
+}
+
+func (l *late) Head(ctx context.Context, lane domain.Lane) (eventstore.Head, error) {
+	head, err := l.Log.Head(ctx, lane)
+	if l.heads.Add(1) == 3 { // prepare, live, end
+		l.move()
+		l.swap.Store(true)
+	}
+	return head, err
+}
+
+func (l *late) Read(ctx context.Context, lane domain.Lane, after domain.Position) iter.Seq2[eventstore.Recorded, error] {
+	if l.swap.Load() && l.stall != nil {
+		<-l.stall
+	}
+	return l.Log.Read(ctx, lane, after)
+}
+
+func moveOn(t *testing.T, log *logtest.Log) func() {
+	return func() {
+		log.Create("org_a", "a late key")
+		logtest.Must(t, follow(log, keylist.New(log.Pool)).CatchUp(patient(t), log.End(domain.Lifecycle)))
+	}
+}
+
+func TestASwapLosesNothingThatTheLiveListHasShown(t *testing.T) {
+	t.Parallel()
+	log := logtest.New(t)
+	populate(t, log)
+	moving := &late{Log: log, move: moveOn(t, log)}
+	report, err := projections.Rebuild(patient(t), projections.RebuildOptions{AdminURL: log.DB.AdminURL, Log: moving, Projection: keylist.New(log.Pool)})
+	logtest.Must(t, err)
+	if !report.Swapped || report.Position != log.End(domain.Lifecycle) || report.Comparison.Position != report.Position-1 {
+		t.Errorf("the rebuild says %+v", report)
+	}
+	if again := rebuild(t, log, keylist.New(log.Pool)); !again.Comparison.Equal() {
+		t.Errorf("after it: %+v", again.Comparison)
+	}
+}
+
+func TestARebuildPausedInItsSwapIsEndedByTheServer(t *testing.T) {
+	t.Parallel()
+	log := logtest.New(t)
+	populate(t, log)
+	paused := &late{Log: log, move: moveOn(t, log), stall: make(chan struct{})}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := projections.Rebuild(patient(t), projections.RebuildOptions{AdminURL: log.DB.AdminURL, Log: paused, Projection: keylist.New(log.Pool)})
+		ended <- err
+	}()
+	logtest.AwaitLock(t, log, "keylist", "AccessExclusiveLock")
+
+	list := keylist.NewList(log.Pool, follow(log, keylist.New(log.Pool)))
+	views, err := list.List(patient(t), domain.KeyQuery{Organization: "org_a"})
+	logtest.Must(t, err)
+	if len(views) != len(log.Keys("org_a")) {
+		t.Errorf("the list has %d keys", len(views))
+	}
+	close(paused.stall)
+	if err := await(t, "the rebuild's end", ended); domain.CodeOf(err) != domain.CodeUnavailable {
+		t.Errorf("the rebuild ended with %v", err)
+	}
+	if again := rebuild(t, log, keylist.New(log.Pool)); !again.Comparison.Equal() || !again.Swapped {
+		t.Errorf("the next one says %+v", again)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -11,8 +12,12 @@ import (
 	"keyledger/eventstore"
 )
 
-// mostSwaps bounds how often a swap is tried that readers would not let through.
-const mostSwaps = 20
+// How often a swap is tried that readers do not let through, and what is left to
+// them between two tries. Whoever loads the whole table may take a minute.
+const (
+	mostSwaps  = 100
+	swapRecess = time.Second
+)
 
 // swap puts the rebuilt tables in the place of the live ones.
 func (r *rebuild) swap(ctx context.Context) error {
@@ -24,6 +29,9 @@ func (r *rebuild) swap(ctx context.Context) error {
 		}
 		r.at = before // what the transaction had folded is undone
 		r.Logger.Info("the swap waits for readers", "projection", r.Projection.Name(), "error", err)
+		if pause(ctx, swapRecess) != nil {
+			break
+		}
 	}
 	return err
 }
@@ -39,7 +47,7 @@ func (r *rebuild) trySwap(ctx context.Context) error {
 	// 1. Nobody waits long for this transaction: it gives up when it does not get its
 	// locks, since readers queue up behind it; and should this process be paused
 	// in the middle, the server ends it.
-	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '2s'`); err != nil {
+	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '300ms'; SET LOCAL idle_in_transaction_session_timeout = '2s'`); err != nil {
 		return eventstore.Wrap(err, "begin the swap")
 	}
 

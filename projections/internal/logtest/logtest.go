@@ -198,6 +198,17 @@ func (l *Log) Keys(organization domain.OrganizationID) []domain.Key {
 	return newestFirst(keys)
 }
 
+// AwaitLock waits until somebody holds a lock on a table. Postgres tells nobody of
+// locks, so it is asked again and again.
+func AwaitLock(t testing.TB, l *Log, table, mode string) {
+	t.Helper()
+	for held := false; !held; {
+		err := l.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND mode = $2 AND granted)`, table, mode).
+			Scan(&held)
+		Must(t, err)
+	}
+}
+
 // NewID draws an id.
 func NewID(t testing.TB) domain.ID {
 	t.Helper()
