@@ -125,6 +125,8 @@ that --help shows, PORT, NO_COLOR and OTEL_EXPORTER_OTLP_ENDPOINT (with the othe
 variables of OpenTelemetry) are honoured.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          knownCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped 100 "))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -164,11 +166,24 @@ func (p *program) command(cmd *cobra.Command, run func(ctx context.Context) erro
 
 // family is a command that has others below it and does nothing by itself.
 func (p *program) family(use, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: noArguments, RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd := &cobra.Command{Use: use, Short: short, Args: knownCommand, RunE: func(cmd *cobra.Command, _ []string) error {
 		return usageError{fmt.Errorf("%s needs one of its commands (%s --help lists them)", cmd.CommandPath(), cmd.CommandPath())}
 	}}
 	cmd.AddCommand(commands...)
 	return cmd
+}
+
+// knownCommand refuses what none of a family's commands is called.
+func knownCommand(cmd *cobra.Command, arguments []string) error {
+	if len(arguments) == 0 {
+		return nil
+	}
+	advice := cmd.CommandPath() + " --help lists the commands"
+	cmd.SuggestionsMinimumDistance = 2
+	if alike := cmd.SuggestionsFor(arguments[0]); len(alike) > 0 {
+		advice = "did you mean " + strings.Join(alike, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("%s has no command %q: %s", cmd.CommandPath(), arguments[0], advice)}
 }
 
 func noArguments(cmd *cobra.Command, arguments []string) error {
