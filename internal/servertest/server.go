@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"keyledger/internal/datadir"
+	"keyledger/internal/probe"
 	"keyledger/internal/testkit"
 )
 
@@ -137,13 +137,8 @@ func (s *Server) AwaitReady() {
 	if s.endpoints, err = datadir.At(s.options.DataDir).ReadEndpoints(); err != nil {
 		s.t.Fatalf("servertest: %v\n%s", err, s.Logs())
 	}
-	response, err := http.Get(s.URL() + "/readyz") //nolint:noctx // loopback
-	if err != nil {
-		s.t.Fatalf("servertest: %v\n%s", err, s.Logs())
-	}
-	_ = response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		s.t.Fatalf("servertest: the server says that it is ready, and /readyz says %s:\n%s", response.Status, s.Logs())
+	if err := probe.At(s.URL()).Ready(s.t.Context()); err != nil {
+		s.t.Fatalf("servertest: the server says that it is ready, and is not: %v\n%s", err, s.Logs())
 	}
 }
 
@@ -318,11 +313,14 @@ func (s *Server) cleanUp() {
 		}
 	}
 	// The Postgres of a killed server writes for a moment longer, and the data
-	// directory is about to be removed.
+	// directory is about to be removed. Unless it is another server's by now.
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
 	patience := time.After(stopWithin)
 	for s.PostgresPid() != 0 {
+		if _, held, err := datadir.At(s.options.DataDir).Holder(); err != nil || held {
+			break
+		}
 		select {
 		case <-poll.C:
 		case <-patience:
