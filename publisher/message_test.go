@@ -3,6 +3,9 @@ package publisher_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,4 +160,54 @@ func TestWhatHasNoPublicNameIsRefused(t *testing.T) {
 			t.Errorf("%s is published as %s", name, message.Subject)
 		}
 	}
+}
+
+// The page that subscribers read tells of every name and shows every payload as it
+// is stored.
+func TestThePageOnEventsIsComplete(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/events.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	for _, e := range everyEvent() {
+		message, err := publisher.Message(sample(e))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := []string{message.Header.Get(publisher.HeaderType), message.Subject[strings.LastIndexByte(message.Subject, '.'):] + "` |"}
+		for name := range message.Header {
+			names = append(names, "| `"+name+"` |")
+		}
+		for _, name := range names {
+			if !strings.Contains(page, name) {
+				t.Errorf("%s: the page does not mention %s", e.EventName(), name)
+			}
+		}
+		golden, err := os.ReadFile("../eventstore/testdata/events/" + e.EventName() + ".1.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stored struct{ Data json.RawMessage }
+		if err := json.Unmarshal(golden, &stored); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(examples(t, page), string(stored.Data)) {
+			t.Errorf("%s: the page does not show %s", e.EventName(), stored.Data)
+		}
+	}
+}
+
+func examples(t *testing.T, page string) (found []string) {
+	t.Helper()
+	for _, block := range strings.Split(page, "```json\n")[1:] {
+		text, _, _ := strings.Cut(block, "```")
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, []byte(text)); err != nil {
+			t.Fatalf("%v in %s", err, text)
+		}
+		found = append(found, compact.String())
+	}
+	return found
 }

@@ -74,17 +74,17 @@ type subscriber struct {
 	url, name     string
 	out, progress io.Writer
 
-	// How far we have come, and in which history. A position means nothing without
-	// its ledger and epoch.
+	// How far we have come, and the event that we found there: a position means
+	// nothing without its history.
 	//
-	// This program's effect is a printed line, so it keeps them in memory and leaves the rest
-	// to the durable consumer: a crash between the line and the acknowledgement prints that
-	// line again (at least once). Whoever writes to a database keeps
-	// the three values there and writes them in the same transaction as the effect;
-	// what they have at the start goes in here, and the check in handle then makes every
+	// This program's effect is a printed line, so it keeps them in memory and leaves
+	// the rest to the durable consumer: a crash between the line and the
+	// acknowledgement prints that line again (at least once). Whoever writes to a
+	// database keeps the four values there and writes them in the same transaction as
+	// the effect; what they have at the start goes in here. Then handle makes every
 	// event take effect exactly once, however often it is delivered.
-	ledger, epoch string
-	position      uint64
+	position          uint64
+	ledger, epoch, id string
 }
 
 // errHistory ends the program: going on would mix two histories.
@@ -119,30 +119,36 @@ func (s *subscriber) run(ctx context.Context) error {
 }
 
 func (s *subscriber) follow(ctx context.Context, js jetstream.JetStream) error {
-	config := jetstream.ConsumerConfig{
-		Durable:       s.name,
-		FilterSubject: revocations,
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		// One at a time keeps the order even when a message has to be delivered
-		// again. Who needs more speed than order raises it, and still is right as long
-		// as the position decides.
-		MaxAckPending: 1,
+	source, err := js.Stream(ctx, stream)
+	if err != nil {
+		return err
 	}
-	// A consumer that exists goes on where it was, and its start cannot be changed. One that is gone
-	// begins behind the last event that we handled: the sequence
-	// of the stream is the position in the log, today and after every rebuild.
-	consumer, err := js.Consumer(ctx, stream, s.name)
+	if err := s.checkHistory(ctx, source, s.ledger, s.epoch); err != nil {
+		return err
+	}
+	// A consumer that exists goes on where it was. One that is gone is made again
+	// and begins behind the last event that we handled: the sequence of the stream
+	// is the position in the log, today and after every rebuild.
+	consumer, err := source.Consumer(ctx, s.name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		if s.position > 0 {
-			config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, s.position+1
-		}
-		consumer, err = js.CreateConsumer(ctx, stream, config)
+		consumer, err = source.CreateConsumer(ctx, jetstream.ConsumerConfig{
+			Durable:       s.name,
+			FilterSubject: revocations,
+			DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
+			OptStartSeq:   s.position + 1,
+			AckPolicy:     jetstream.AckExplicitPolicy,
+			// One at a time keeps the order even when a message has to be delivered
+			// again. Who needs more speed raises it, and passes over what comes late.
+			MaxAckPending: 1,
+		})
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.checkAge(ctx, js, consumer.CachedInfo()); err != nil {
-		return err
+	// JetStream does not say so when messages that we have not seen are gone by age.
+	seen := cmp.Or(s.position, consumer.CachedInfo().AckFloor.Stream)
+	if first := source.CachedInfo().State.FirstSeq; seen > 0 && first > seen+1 {
+		fmt.Fprintf(s.progress, "the stream begins at %d and we had come to %d: read what lies between from the log, as docs/events.md says\n", first, seen)
 	}
 	messages, err := consumer.Messages()
 	if err != nil {
@@ -154,7 +160,7 @@ func (s *subscriber) follow(ctx context.Context, js jetstream.JetStream) error {
 		if err != nil {
 			return err
 		}
-		if err := s.handle(message); err != nil {
+		if err := s.handle(ctx, source, message); err != nil {
 			return err
 		}
 		// Only now: what is not acknowledged is delivered again, to us or to the
@@ -166,14 +172,17 @@ func (s *subscriber) follow(ctx context.Context, js jetstream.JetStream) error {
 }
 
 // handle has its effect once for every position.
-func (s *subscriber) handle(message jetstream.Msg) error {
+func (s *subscriber) handle(ctx context.Context, source jetstream.Stream, message jetstream.Msg) error {
 	meta, err := message.Metadata()
 	if err != nil {
 		return err
 	}
-	position, ledger, epoch := meta.Sequence.Stream, message.Headers().Get("ce-ledger"), message.Headers().Get("ce-epoch")
-	if s.ledger != "" && (ledger != s.ledger || epoch != s.epoch) {
-		return errHistory
+	position, header := meta.Sequence.Stream, message.Headers()
+	ledger, epoch := header.Get("ce-ledger"), header.Get("ce-epoch")
+	if ledger != s.ledger || epoch != s.epoch {
+		if err := s.checkHistory(ctx, source, ledger, epoch); err != nil {
+			return err
+		}
 	}
 	if position <= s.position {
 		return nil // delivered again
@@ -185,21 +194,31 @@ func (s *subscriber) handle(message jetstream.Msg) error {
 	if _, err := fmt.Fprintf(s.out, "%s  %s of %s is revoked  (position %d)\n", r.At.Format(time.RFC3339), r.KeyID, r.OrganizationID, position); err != nil {
 		return err
 	}
-	s.ledger, s.epoch, s.position = ledger, epoch, position
+	s.position, s.ledger, s.epoch, s.id = position, ledger, epoch, header.Get("ce-id")
 	return nil
 }
 
-// checkAge says when the stream has dropped messages that we have not seen.
-// Keyledger keeps the lifecycle for ever unless told otherwise, and the log
-// itself always does.
-func (s *subscriber) checkAge(ctx context.Context, js jetstream.JetStream, consumer *jetstream.ConsumerInfo) error {
-	of, err := js.Stream(ctx, stream)
-	if err != nil {
-		return err
+// checkHistory makes sure that the last event that we handled is part of what the
+// stream holds now. After a backup was restored it may never have happened, and
+// our position may belong to another event.
+func (s *subscriber) checkHistory(ctx context.Context, source jetstream.Stream, ledger, epoch string) error {
+	switch {
+	case s.position == 0:
+		return nil // nothing handled, nothing to contradict
+	case ledger != s.ledger:
+		return errHistory
 	}
-	seen := cmp.Or(s.position, consumer.AckFloor.Stream)
-	if first := of.CachedInfo().State.FirstSeq; seen > 0 && first > seen+1 {
-		fmt.Fprintf(s.progress, "the stream begins at %d and we had come to %d: read what lies between from the log over HTTP\n", first, seen)
+	ours, err := source.GetMsg(ctx, s.position)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		if epoch != s.epoch {
+			return errHistory // the proof is gone by age
+		}
+		return nil
+	case err != nil:
+		return err
+	case ours.Header.Get("ce-id") != s.id:
+		return errHistory
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func (l *ledger) publish(keys int) {
 		}
 		message := &nats.Msg{
 			Subject: "keyledger.lifecycle.org_abc123." + key + "." + what,
-			Header:  nats.Header{"ce-ledger": {"019bc09a-3e00-7aaa-8bbb-010203040506"}, "ce-epoch": {strconv.Itoa(l.epoch)}},
+			Header:  nats.Header{"ce-ledger": {"019bc09a-3e00-7aaa-8bbb-010203040506"}, "ce-epoch": {strconv.Itoa(l.epoch)}, "ce-id": {fmt.Sprint(l.epoch, "-", l.at)}},
 			Data:    fmt.Appendf(nil, `{"keyId":%q,"organizationId":"org_abc123","at":"2026-01-15T10:00:00.123456Z"}`, key),
 		}
 		if _, err := l.js.PublishMsg(l.t.Context(), message, jetstream.WithExpectLastSequence(l.at-1)); err != nil {
@@ -180,7 +180,8 @@ func TestARebuiltStreamRepeatsNothing(t *testing.T) {
 	_ = end()
 }
 
-func TestAnotherEpochEndsTheSubscriber(t *testing.T) {
+// A backup was restored that held everything: the epoch is raised, and nothing else.
+func TestAnotherEpochOfTheSameHistoryChangesNothing(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	l.publish(1)
@@ -188,6 +189,24 @@ func TestAnotherEpochEndsTheSubscriber(t *testing.T) {
 	positions(t, lines(1), 2)
 	l.epoch = 2
 	l.publish(1)
+	positions(t, lines(1), 4)
+	_ = end()
+}
+
+func TestAnotherHistoryEndsTheSubscriber(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	l.publish(2)
+	lines, end := started(t, l.url)
+	positions(t, lines(2), 2, 4)
+	if err := l.js.DeleteStream(t.Context(), stream); err != nil {
+		t.Fatal(err)
+	}
+	l.at = 0
+	l.makeStream()
+	l.publish(1)
+	l.epoch = 2
+	l.publish(2)
 	if more := lines(1); len(more) != 0 {
 		t.Errorf("it went on with %q", more)
 	}
