@@ -57,7 +57,8 @@ func Run(t testing.TB, c Command) Result {
 // environment is all that a server or command sees: a developer's own settings,
 // and CI's, would lead it astray.
 func environment(more []string) []string {
-	var env []string
+	// Under the race detector every process would wait a second before it ends.
+	env := []string{"GORACE=atexit_sleep_ms=0"}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "GORACE", "GOCOVERDIR", "KEYLEDGER_POSTGRES_BIN"} {
 		if value, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+value)
