@@ -26,6 +26,7 @@ type ledger struct {
 	down       error            // what the log answers with
 	indexDown  error            // what the index answers with
 	behind     chan struct{}    // while not nil, the index does not move
+	waiting    chan struct{}    // closed when somebody waits for the index
 	loading    bool             // the index is not loaded
 	panicking  bool             // the list panics
 	beforeSave func(g *ledger)  // runs before the next command's guard is looked at
@@ -150,6 +151,10 @@ func (g *ledger) Verify(v domain.Verification) (domain.Verdict, error) {
 func (g *ledger) WaitFor(ctx context.Context, position domain.Position) error {
 	g.mu.Lock()
 	behind, reached := g.behind, g.position >= position
+	if g.waiting != nil {
+		close(g.waiting)
+		g.waiting = nil
+	}
 	g.mu.Unlock()
 	if behind == nil && reached {
 		return nil

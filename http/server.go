@@ -73,6 +73,9 @@ type Options struct {
 	TrustedProxies []netip.Prefix
 	// TLS turns it on when it is not nil.
 	TLS *tls.Config
+	// UnknownKeys is how many answers about unknown keys a source (an address of IPv4, a
+	// /64 of IPv6) gets in a minute. 0: DefaultUnknownKeys.
+	UnknownKeys uint32
 	// DrainDelay is how long Shutdown goes on serving after /readyz has turned to 503,
 	// so that balancers see it before connections are refused.
 	DrainDelay time.Duration
@@ -103,6 +106,7 @@ type Server struct {
 	keys        KeyList
 	tokens      *tokens
 	cursors     cursors
+	throttle    *throttle
 	logger      *slog.Logger
 	clock       func() time.Time
 	meter       *meter
@@ -148,7 +152,7 @@ func New(options Options) (*Server, error) {
 	}
 	s := &Server{
 		options: options, ledger: options.Ledger, verifier: options.Verifier, keys: options.Keys,
-		tokens: tokens, cursors: cursors{options.CursorKey}, logger: options.Logger, clock: clock, meter: meter,
+		tokens: tokens, cursors: cursors{options.CursorKey}, throttle: newThrottle(options.UnknownKeys), logger: options.Logger, clock: clock, meter: meter,
 		requests: sync.Pool{New: func() any { return new(request) }}, connections: newConnections(),
 	}
 	s.unmatched = &route{pattern: "unmatched", dialect: native, lean: true, meter: meter.route("unmatched")}
@@ -168,9 +172,15 @@ func New(options Options) (*Server, error) {
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()
 	server.CloseOnShutdown = true
+	server.HeaderReceived = headerReceived
 	server.ConnState = s.connections.changed
+	forwardAuth := s.forwardAuthHandler()
 	server.Handler = func(c *fasthttp.RequestCtx) {
 		defer s.survive(c)
+		if isForwardAuth(c.Request.Header.RequestURI()) {
+			forwardAuth(c)
+			return
+		}
 		if !knownMethod(string(c.Method())) {
 			// Fiber would answer in plain text.
 			c.Request.Header.SetMethod(fiber.MethodTrace)
@@ -201,6 +211,7 @@ func (s *Server) routes() []*route {
 	return []*route{
 		// First, since Fiber looks through the routes in this order.
 		{method: post, pattern: "/api/v1/keys/verify", dialect: native, handle: s.verifyKey, lean: true},
+		{method: post, pattern: batchPath, dialect: native, handle: s.verifyBatch},
 
 		{method: get, pattern: seed, dialect: bullseye, handle: s.bullseyeList},
 		{method: post, pattern: seed, dialect: bullseye, handle: s.bullseyeCreate},
@@ -279,9 +290,9 @@ func (s *Server) refuse(c *fiber.Ctx, err error) error {
 	r := s.arrive(c, s.unmatched)
 	defer s.depart(r)
 	r.dialect = dialectOf(c.Path())
-	r.fail(refusal(err))
-	var e *fiber.Error
-	if errors.As(err, &e) && e.Code == fiber.StatusRequestEntityTooLarge {
+	why := refusal(err, bodyLimit(c.Path()))
+	r.fail(why)
+	if domain.CodeOf(why) != domain.CodeNotFound {
 		s.connections.linger(c.Context().Conn())
 	}
 	return nil
@@ -289,7 +300,7 @@ func (s *Server) refuse(c *fiber.Ctx, err error) error {
 
 // refusal translates Fiber's errors. Their texts may repeat what was sent, so
 // none of them is handed on.
-func refusal(err error) error {
+func refusal(err error, most int) error {
 	var e *fiber.Error
 	if !errors.As(err, &e) {
 		return err
@@ -298,7 +309,7 @@ func refusal(err error) error {
 	case fiber.StatusNotFound, fiber.StatusMethodNotAllowed:
 		return domain.Errorf(domain.CodeNotFound, "no such route")
 	case fiber.StatusRequestEntityTooLarge:
-		return errBodyTooLarge()
+		return errBodyTooLarge(most)
 	case fiber.StatusRequestHeaderFieldsTooLarge:
 		return domain.Errorf(domain.CodeTooLarge, "the header fields must be at most %d bytes together", mostHeaderBytes)
 	case fiber.StatusRequestTimeout:
@@ -332,8 +343,7 @@ func (s *Server) Serve(ln net.Listener) error {
 // Shutdown turns readiness off, accepts nothing new, and lets the requests that
 // are under way finish. When ctx ends first, it cuts off what is left.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.draining.Store(true)
-	if s.options.DrainDelay > 0 {
+	if again := s.draining.Swap(true); !again && s.options.DrainDelay > 0 {
 		select {
 		case <-time.After(s.options.DrainDelay):
 		case <-ctx.Done():

@@ -18,15 +18,13 @@ import (
 
 	"keyledger/domain"
 	keyhttp "keyledger/http"
+	"keyledger/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
-		// fasthttp keeps one goroutine for the Date header, for ever, and one of each
-		// server's sleeps for ten seconds before it notices that the server has stopped.
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
-	)
+	// One goroutine of each of fasthttp's servers sleeps for ten seconds before it
+	// notices that the server has stopped.
+	testkit.Main(m, goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"))
 }
 
 const (
@@ -64,6 +62,8 @@ type site struct {
 	metrics *prometheus.Registry
 	log     *logBuffer
 	client  *nethttp.Client
+	// cancelled says that the test has shut the server down before its time.
+	cancelled bool
 
 	mu  sync.Mutex
 	now time.Time
@@ -112,7 +112,7 @@ func start(t testing.TB, change ...func(*keyhttp.Options)) *site {
 		s.client.CloseIdleConnections()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := server.Shutdown(ctx); err != nil {
+		if err := server.Shutdown(ctx); err != nil && !s.cancelled {
 			t.Errorf("shut down: %v", err)
 		}
 		if err := <-served; err != nil {

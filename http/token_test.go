@@ -128,7 +128,7 @@ func newIssuer(t testing.TB, keys map[string]any) *issuer {
 	i.Server = httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, _ *nethttp.Request) {
 		i.asked.Add(1)
 		if i.down.Load() {
-			w.WriteHeader(502)
+			w.WriteHeader(nethttp.StatusBadGateway)
 			return
 		}
 		_, _ = w.Write([]byte(*i.keys.Load()))

@@ -39,11 +39,8 @@ func (s *Server) verifyKey(r *request) error {
 	if err != nil {
 		return err
 	}
-	if caller != "" && caller != domain.SystemOrganization {
-		if v.Within != "" && v.Within != caller {
-			return &domain.Error{Code: domain.CodeForbidden, Field: "organizationId", Message: "is not the caller's"}
-		}
-		v.Within = caller
+	if err := restrict(&v, caller); err != nil {
+		return err
 	}
 	minimum, err := s.awaitMinimum(r)
 	if err != nil {
@@ -58,6 +55,11 @@ func (s *Server) verifyKey(r *request) error {
 		return err
 	}
 	r.verdict = verdictLabel(verdict.Outcome)
+	if verdict.Outcome == domain.OutcomeNotFound {
+		if err := s.unknown(r, 1); err != nil {
+			return err
+		}
+	}
 	q.answer = appendVerdict(q.answer[:0], &verdict)
 	r.answerCopy(fiber.StatusOK, fiber.MIMEApplicationJSON, q.answer)
 	return nil
@@ -74,7 +76,7 @@ func (s *Server) admitVerifier(r *request) (domain.OrganizationID, error) {
 	if c.token != "" {
 		return "", domain.Errorf(domain.CodeForbidden, "An API key with the scope %s is needed here", domain.ScopeVerify)
 	}
-	caller, err := s.authenticateKey(r, c.secret, domain.ScopeVerify, true)
+	caller, err := s.authenticate(r, domain.Verification{Digest: c.digest, Required: domain.Scopes{domain.ScopeVerify}, Now: s.clock(), Free: true})
 	if err != nil {
 		return "", err
 	}
@@ -90,6 +92,10 @@ func (q *question) read(body []byte) (domain.Verification, error) {
 			return domain.Verification{}, err
 		}
 	}
+	return q.verification()
+}
+
+func (q *question) verification() (domain.Verification, error) {
 	if !q.asked {
 		return domain.Verification{}, domain.Invalid("key", "is required")
 	}

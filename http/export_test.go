@@ -1,0 +1,51 @@
+package http
+
+import "keyledger/domain"
+
+// What fuzz tests look at from inside.
+
+// Scan reads a question the fast way; false says that the slow way must read it.
+func Scan(body []byte) (domain.Verification, bool) {
+	var q question
+	if !q.scan(body) {
+		return domain.Verification{}, false
+	}
+	v, err := q.verification()
+	return v, err == nil
+}
+
+// Decode reads a question the slow way.
+func Decode(body []byte) (domain.Verification, error) {
+	var q question
+	if err := q.decode(body); err != nil {
+		return domain.Verification{}, err
+	}
+	return q.verification()
+}
+
+// Cursor reads a cursor, and writes it again.
+func Cursor(key []byte, organization domain.OrganizationID, text string) (domain.KeyID, string, error) {
+	id, err := cursors{key}.read(organization, text)
+	return id, cursors{key}.write(organization, id), err
+}
+
+// WriteCursor makes a cursor.
+func WriteCursor(key []byte, organization domain.OrganizationID, id domain.KeyID) string {
+	return cursors{key}.write(organization, id)
+}
+
+// ReadCreations reads the body of a create request in both dialects.
+func ReadCreations(body []byte) (seed, ship error) {
+	_, seed = readBullseyeCreation(body)
+	_, ship = readBunshipCreation(body)
+	return seed, ship
+}
+
+// AppendText is how every text goes into an answer.
+func AppendText(text string) []byte { return appendText(nil, text) }
+
+// LooksLikeToken tells tokens from keys.
+func LooksLikeToken(text string) bool { return looksLikeToken(text) }
+
+// TraceID reads a traceparent.
+func TraceID(parent string) string { return traceID(parent) }
