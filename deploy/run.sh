@@ -68,7 +68,7 @@ Paste these into another terminal:
     -d '{"key":"$key","scopes":["read"]}'
 
   # React to revocations: a program of this repository, or the nats command
-  NATS_URL=$nats go run ./examples/subscriber
+  go run ./examples/subscriber -endpoints $data/endpoints.json
   nats --server $nats subscribe 'keyledger.lifecycle.*.*.revoked'
 
 Ctrl-C stops it. The ledger stays in $data.
