@@ -33,6 +33,10 @@ type DB interface {
 // no timeout of the server covers that moment. It also means a fresh plan each
 // time, for the tables as large as they are.
 //
+// The commit does not wait for the disk: a crash of the database takes back the
+// newest moves, checkpoint and effects together, and they are made again from the log,
+// which did wait.
+//
 // The log's head is compared too, so that no checkpoint can run ahead of the log
 // or into another epoch, not even with events that were read before a restore.
 func Move(ctx context.Context, db DB, projection Projection, from, to Checkpoint, effects string, args ...any) (bool, error) {
@@ -42,7 +46,7 @@ func Move(ctx context.Context, db DB, projection Projection, from, to Checkpoint
 		to.Ledger.UUID(), int64(to.Epoch), int64(to.Position),
 	}, args...)
 	var moved bool
-	if err := db.QueryRow(ctx, `WITH moved AS (`+move+`)`+effects+` SELECT EXISTS (SELECT FROM moved)`, all...).Scan(&moved); err != nil {
+	if err := db.QueryRow(ctx, `WITH moved AS (`+move+`)`+effects+` SELECT EXISTS (SELECT FROM moved), set_config('synchronous_commit', 'off', true)`, all...).Scan(&moved, nil); err != nil {
 		return false, eventstore.Wrap(err, "apply %s up to position %d", projection.Name(), to.Position)
 	}
 	return moved, nil

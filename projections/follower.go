@@ -34,6 +34,8 @@ const (
 	// How long Run waits before it tries again what failed.
 	firstBackOff = 50 * time.Millisecond
 	longBackOff  = 5 * time.Second
+	// How long Run lets events gather for the next statement.
+	gathering = 20 * time.Millisecond
 	// How long Run leaves the field to a driver that was faster.
 	firstStepBack = 20 * time.Millisecond
 	longStepBack  = 320 * time.Millisecond
@@ -151,6 +153,13 @@ func (f *Follower) follow(ctx context.Context) error {
 				return err
 			case race == won:
 				stepBack = firstStepBack
+				// Whoever reads drives the projection as far as they need it, so nobody
+				// waits for this: under load it lets one statement do the work of many.
+				if len(batch) < mostEvents/2 {
+					if err := pause(ctx, gathering); err != nil {
+						return err
+					}
+				}
 				continue
 			case race == none:
 				continue
