@@ -23,9 +23,9 @@ func errNotMember() error {
 	return domain.Errorf(domain.CodeForbidden, "Not a member of this organization")
 }
 
-// credential is what a request presented: a key or a token.
+// credential is what a request presented: a key, or a token when that is not empty.
 type credential struct {
-	secret domain.Secret
+	digest domain.Digest
 	token  string
 }
 
@@ -47,21 +47,13 @@ func (r *request) credential() (credential, error) {
 	}
 	switch {
 	case key != "":
-		return parseKeyCredential(key)
+		return credential{digest: digest(key)}, nil
 	case !strings.EqualFold(scheme, "bearer") || bearer == "":
 		return credential{}, errNoCredential()
 	case looksLikeToken(bearer):
 		return credential{token: bearer}, nil
 	}
-	return parseKeyCredential(bearer)
-}
-
-func parseKeyCredential(text string) (credential, error) {
-	secret, err := domain.ParseSecret(text)
-	if err != nil {
-		return credential{}, errBadCredential()
-	}
-	return credential{secret: secret}, nil
+	return credential{digest: digest(bearer)}, nil
 }
 
 // looksLikeToken tells the compact form of a JWT, three dot-separated base64url
@@ -99,7 +91,7 @@ func (s *Server) admit(r *request, need domain.Scope, again bool) (principal, er
 	if c.token != "" {
 		return s.admitUser(r, c.token)
 	}
-	verdict, err := s.authenticateKey(r, c.secret, need, again)
+	verdict, err := s.authenticate(r, domain.Verification{Digest: c.digest, Required: domain.Scopes{need}, Now: s.clock(), Free: again})
 	if err != nil {
 		return principal{}, err
 	}
@@ -119,11 +111,9 @@ func (s *Server) admit(r *request, need domain.Scope, again bool) (principal, er
 	}, nil
 }
 
-// authenticateKey asks the index about the key that a request presents as its own.
-func (s *Server) authenticateKey(r *request, secret domain.Secret, need domain.Scope, free bool) (domain.Verdict, error) {
-	verdict, err := s.verifier.Verify(domain.Verification{
-		Digest: secret.Digest(), Required: domain.Scopes{need}, Now: s.clock(), Free: free,
-	})
+// authenticate asks the index about the key that a request presents as its own.
+func (s *Server) authenticate(r *request, v domain.Verification) (domain.Verdict, error) {
+	verdict, err := s.verifier.Verify(v)
 	if err != nil {
 		return domain.Verdict{}, err
 	}
@@ -134,11 +124,16 @@ func (s *Server) authenticateKey(r *request, secret domain.Secret, need domain.S
 		return verdict, nil
 	case domain.OutcomeInsufficientScope:
 		r.limit = verdict.Limit
-		return domain.Verdict{}, domain.Errorf(domain.CodeForbidden, "The API key lacks the scope %s", need)
+		return domain.Verdict{}, lacking(v.Required)
 	case domain.OutcomeRateLimited:
 		r.limit = verdict.Limit
 		return domain.Verdict{}, domain.Errorf(domain.CodeRateLimited, "Rate limit exceeded")
-	default: // not found, revoked, disabled, expired: all alike
+	case domain.OutcomeNotFound:
+		if err := s.unknown(r, 1); err != nil {
+			return domain.Verdict{}, err
+		}
+		return domain.Verdict{}, errBadCredential()
+	default: // revoked, disabled, expired: like an unknown one
 		return domain.Verdict{}, errBadCredential()
 	}
 }

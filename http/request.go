@@ -37,6 +37,7 @@ type request struct {
 	verdict      verdictLabel
 	organization domain.OrganizationID
 	failure      error
+	retryAfter   time.Duration    // of a refusal that is not the key's limit
 	end          func(status int) // ends the span, when there is one
 	question     question
 }
@@ -79,22 +80,27 @@ func (r *request) header(name string) (string, error) {
 	return string(values[0]), nil
 }
 
+// target gives the request's target as it was sent, with the query.
+func (r *request) target() string { return string(r.fiber.Request().Header.RequestURI()) }
+
 // path gives the path as it was sent, without the query.
 func (r *request) path() string { return utils.CopyString(r.fiber.Path()) }
 
-func errBodyTooLarge() error {
-	return domain.Errorf(domain.CodeTooLarge, "the body must be at most %d bytes", mostBodyBytes)
+func errBodyTooLarge(most int) error {
+	return domain.Errorf(domain.CodeTooLarge, "the body must be at most %d bytes", most)
 }
 
 // jsonBody gives the bytes of a JSON body, valid until the handler returns; none
 // when there is no body, whatever content type was named.
-func (r *request) jsonBody() ([]byte, error) {
+func (r *request) jsonBody() ([]byte, error) { return r.jsonBodyWithin(mostBodyBytes) }
+
+func (r *request) jsonBodyWithin(most int) ([]byte, error) {
 	body := r.fiber.Request().Body()
 	if len(body) == 0 {
 		return nil, nil
 	}
-	if len(body) > mostBodyBytes {
-		return nil, errBodyTooLarge()
+	if len(body) > most {
+		return nil, errBodyTooLarge(most)
 	}
 	header := &r.fiber.Request().Header
 	if encoding := header.Peek(fiber.HeaderContentEncoding); len(encoding) > 0 && !bytes.EqualFold(encoding, []byte("identity")) {
@@ -143,6 +149,10 @@ func (r *request) source() netip.Addr {
 	return clientAddress(remote.Addr().Unmap(), forwarded, trusted)
 }
 
+// status gives the answer's status, and setStatus changes it.
+func (r *request) status() int          { return r.fiber.Response().StatusCode() }
+func (r *request) setStatus(status int) { r.fiber.Response().SetStatusCode(status) }
+
 // set sets a header field of the answer.
 func (r *request) set(name, value string) { r.fiber.Response().Header.Set(name, value) }
 
@@ -175,11 +185,15 @@ func (r *request) fail(err error) {
 	status, body := r.dialect.failure(e)
 	switch e.Code {
 	case domain.CodeUnauthenticated:
-		r.set(fiber.HeaderWWWAuthenticate, `Bearer realm="keyledger"`)
+		r.set(fiber.HeaderWWWAuthenticate, challenge)
 	case domain.CodeUnavailable:
 		r.set(fiber.HeaderRetryAfter, "1")
 	case domain.CodeRateLimited:
-		r.set(fiber.HeaderRetryAfter, seconds(r.limit.Reset.Sub(r.server.clock())))
+		wait := r.retryAfter
+		if wait == 0 {
+			wait = r.limit.Reset.Sub(r.server.clock())
+		}
+		r.set(fiber.HeaderRetryAfter, seconds(wait))
 	default:
 	}
 	r.answer(status, r.dialect.problemType, body)

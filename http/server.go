@@ -52,6 +52,8 @@ type Options struct {
 	Ledger   Ledger
 	Verifier Verifier
 	Keys     KeyList
+	// Usage counts uses. nil: there is no route for them.
+	Usage Usage
 
 	// Epoch is the epoch of the ledger's history. Positions of another one mean
 	// nothing here and are refused.
@@ -104,13 +106,15 @@ type Server struct {
 	ledger      Ledger
 	verifier    Verifier
 	keys        KeyList
+	usage       Usage
 	tokens      *tokens
 	cursors     cursors
 	throttle    *throttle
 	logger      *slog.Logger
 	clock       func() time.Time
 	meter       *meter
-	unmatched   *route // stands for whatever no route matched
+	unmatched   *route      // stands for whatever no route matched
+	messages    *routeMeter // of what does not come over HTTP
 	tracer      trace.Tracer
 	requests    sync.Pool // of *request
 	fiber       *fiber.App
@@ -151,11 +155,12 @@ func New(options Options) (*Server, error) {
 		return nil, fmt.Errorf("register the server's metrics: %w", err)
 	}
 	s := &Server{
-		options: options, ledger: options.Ledger, verifier: options.Verifier, keys: options.Keys,
+		options: options, ledger: options.Ledger, verifier: options.Verifier, keys: options.Keys, usage: options.Usage,
 		tokens: tokens, cursors: cursors{options.CursorKey}, throttle: newThrottle(options.UnknownKeys), logger: options.Logger, clock: clock, meter: meter,
 		requests: sync.Pool{New: func() any { return new(request) }}, connections: newConnections(),
 	}
 	s.unmatched = &route{pattern: "unmatched", dialect: native, lean: true, meter: meter.route("unmatched")}
+	s.messages = meter.route("message")
 	if options.TracerProvider != nil {
 		s.tracer = options.TracerProvider.Tracer("keyledger/http")
 	}
@@ -208,6 +213,10 @@ func (s *Server) routes() []*route {
 		seed           = "/api/v1/organization/:organization/api-keys"
 		ship           = "/api/v1/organizations/:organization/api-keys"
 	)
+	usage := s.keyUsage
+	if s.usage == nil {
+		usage = nil
+	}
 	return []*route{
 		// First, since Fiber looks through the routes in this order.
 		{method: post, pattern: "/api/v1/keys/verify", dialect: native, handle: s.verifyKey, lean: true},
@@ -222,6 +231,8 @@ func (s *Server) routes() []*route {
 		{method: get, pattern: ship + "/:key", dialect: bunship, handle: s.bunshipGet},
 		{method: del, pattern: ship + "/:key", dialect: bunship, handle: s.bunshipRevoke},
 		{method: get, pattern: ship + "/:key/usage", dialect: bunship, handle: s.bunshipUsage},
+
+		{method: get, pattern: "/api/v1/organizations/:organization/keys/:key/usage", dialect: native, handle: usage},
 
 		{method: get, pattern: "/livez", dialect: native, handle: s.live, lean: true},
 		{method: get, pattern: "/readyz", dialect: native, handle: s.ready, lean: true},
