@@ -16,6 +16,7 @@
 //
 // A rebuild replaces the table by another one of the same name. Who reads table
 // and checkpoint in a REPEATABLE READ transaction must therefore say LOCK TABLE
-// keylist IN ACCESS SHARE MODE first: the snapshot is taken by the first query,
-// and a table that was swapped in after it would look empty.
+// keylist IN ACCESS SHARE MODE first. The snapshot is taken before the first query
+// gets its locks: should that wait for a swap, it reads the new table with a
+// snapshot from before it, and rows that the checkpoint stands for are not there.
 package keylist
