@@ -306,3 +306,19 @@ func TestTheMetricsTellWhatWasPublishedAndWhatWaits(t *testing.T) {
 	b.start()
 	relay.recovers(t, log)
 }
+
+func TestTheLagShowsWhenTheStreamWasNeverSeen(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t)
+	js := b.connect()
+	b.stop()
+	log := newMemLog(domain.Lifecycle)
+	log.grow(5, time.Now().Add(-time.Hour))
+	relay := watch(t, js, log, domain.Lifecycle)
+	eventually(t, "the lag counts from the relay's start", func() bool {
+		s := relay.Status()
+		return s.State == publisher.Retrying && s.Head == 5 && s.LagSeconds > 0 && s.LagSeconds < 3600
+	})
+	b.start()
+	relay.recovers(t, log)
+}

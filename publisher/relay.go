@@ -35,17 +35,18 @@ type Options struct {
 	// MaxAge is how long the stream keeps a message; 0 is for ever. Older events
 	// are read from the log.
 	MaxAge time.Duration
-	// MaxBytes bounds the stream, which then drops its oldest messages; 0 is no bound.
-	// JetStream sets the space aside when the stream is made.
+	// MaxBytes bounds the stream, which then drops its oldest messages; 0 is no
+	// bound. JetStream sets the space aside when the stream is made.
 	MaxBytes int64
 	// Replicas of the stream, 1 to 5. 0 makes one, and leaves the number alone
 	// where the stream exists.
 	Replicas int
 
-	// Window is how many messages may be on their way without an acknowledgement; 0 is 512.
+	// Window is how many messages may be on their way without an acknowledgement;
+	// 0 is 512.
 	Window int
-	// LookEvery is how often a healthy relay looks at its stream as a whole, and so how long a
-	// stream that was deleted while nothing happened stays away; 0 is 15 s.
+	// LookEvery is how often a healthy relay looks at its stream as a whole, and so
+	// how long a stream stays away that was deleted while nothing happened; 0 is 15 s.
 	LookEvery time.Duration
 	// StandBack is how long a relay leaves the stream to another one that was
 	// faster before it looks whether that one is still at work; 0 is 100 ms.
@@ -56,12 +57,14 @@ type Options struct {
 }
 
 const (
-	// While a replicated stream elects a leader nobody answers. Short waits find the new
-	// one early; a wait that was too short costs another look and no more.
+	// While a replicated stream elects a leader nobody answers. Short waits find the
+	// new one early; a wait that was too short costs another look and no more.
 	answerWithin      = 2 * time.Second  // a question about the stream
 	acknowledgeWithin = 3 * time.Second  // a message; then it is taken for lost
 	changeWithin      = 15 * time.Second // making, changing or deleting the stream
-	firstRetry        = 50 * time.Millisecond
+	// deletedWithin is how long a stream must be gone before it is made again.
+	deletedWithin = time.Second
+	firstRetry    = 50 * time.Millisecond
 )
 
 // Relay keeps one lane's stream equal to the log.
@@ -71,10 +74,13 @@ type Relay struct {
 	lane    domain.Lane
 	stream  string
 	options Options
+	began   time.Time
 	poked   chan struct{} // an alarm may be over: look now
 	metrics metrics
 
-	configured bool // this process has brought the stream to its configuration; Run's only
+	// Run's only:
+	seen       bool // this process has seen the stream
+	configured bool // and has brought it to its configuration
 
 	mu        sync.Mutex
 	state     state
@@ -109,9 +115,10 @@ func New(js jetstream.JetStream, log Log, lane domain.Lane, options Options) (*R
 		return nil, fmt.Errorf("relay of lane %s: %w", lane, err)
 	}
 	r := &Relay{
-		js: own, log: log, lane: lane, stream: StreamName(lane), options: options,
-		poked: make(chan struct{}, 1), moved: make(chan struct{}), state: state{kind: Starting, since: options.Clock()},
+		js: own, log: log, lane: lane, stream: StreamName(lane), options: options, began: options.Clock(),
+		poked: make(chan struct{}, 1), moved: make(chan struct{}),
 	}
+	r.state = state{kind: Starting, since: r.began}
 	if err := r.register(options.Registerer); err != nil {
 		return nil, fmt.Errorf("relay of lane %s: %w", lane, err)
 	}
@@ -119,7 +126,7 @@ func New(js jetstream.JetStream, log Log, lane domain.Lane, options Options) (*R
 }
 
 // ownContext shares js's connection, and neither its window nor its pending
-// messages. Every publish ends within acknowledgeWithin, whatever happens to its answer.
+// messages. Every publication ends within acknowledgeWithin, answered or not.
 func ownContext(js jetstream.JetStream, window int) (jetstream.JetStream, error) {
 	opts := []jetstream.JetStreamOpt{
 		jetstream.WithDefaultTimeout(answerWithin),
@@ -236,21 +243,37 @@ func (r *Relay) relay(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the head of the log: %w", err)
 		}
+		// The stream must be a part of this log: publishing to any other would only
+		// bury the contradiction.
+		if ledger := info.Config.Metadata[ledgerMetadata]; ledger != "" && ledger != head.Ledger.UUID() {
+			return alarmf("foreign", "it belongs to ledger %s and this is ledger %s", ledger, head.Ledger.UUID())
+		}
+		if last > head.Position {
+			r.looked(info.State, head, nil)
+			return alarmf("ahead", "it runs ahead: it ends at %d and the log at %d", last, head.Position)
+		}
+
+		// When another relay was faster, it most likely follows the log as we do:
+		// racing it for every message would double the work and gain nothing. It is
+		// left alone while the stream moves. When it stands still, either nothing is
+		// left to do or the other one has stopped, and we go on. No lock and no lease:
+		// if two go on at once, they waste a window of messages between them.
+		if contested && last > at {
+			at = last
+			r.looked(info.State, head, nil)
+			if err := r.standBack(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+
+		// It is enough to compare the last message with the log's event: whoever
+		// published it had compared the one before, and so on down.
 		newest, next, err := r.around(ctx, last, head, info.State.Msgs > 0)
 		if err != nil {
 			return err
 		}
 		r.looked(info.State, head, next)
-
-		// The stream must be a part of this log: publishing to any other would only
-		// bury the contradiction. It is enough to compare the ends, since whoever
-		// published the last message had compared the one before, and so on down.
-		if ledger := info.Config.Metadata[ledgerMetadata]; ledger != "" && ledger != head.Ledger.UUID() {
-			return alarmf("foreign", "it belongs to ledger %s and this is ledger %s", ledger, head.Ledger.UUID())
-		}
-		if last > head.Position {
-			return alarmf("ahead", "it runs ahead: it ends at %d and the log at %d", last, head.Position)
-		}
 		if newest != nil {
 			difference, err := r.compare(ctx, stream, *newest)
 			if err != nil {
@@ -263,19 +286,6 @@ func (r *Relay) relay(ctx context.Context) error {
 		r.configure(ctx, stream, head.Ledger)
 		if last == head.Position {
 			r.recovered()
-		}
-
-		// When another relay was faster, it most likely follows the log as we do:
-		// racing it for every message would double the work and gain nothing. It is
-		// left alone while the stream moves. When it stands still, either nothing is
-		// left to do or the other one has stopped, and we go on. No lock and no lease:
-		// if two go on at once, they waste a window of messages between them.
-		if contested && last > at {
-			at = last
-			if err := r.standBack(ctx); err != nil {
-				return err
-			}
-			continue
 		}
 		contested, at = false, last
 		r.enter(Relaying)
@@ -383,8 +393,8 @@ func (r *Relay) settle(ctx context.Context, window *[]inFlight, keep int, at *do
 }
 
 // around reads the events on both sides of the stream's end; nil for one that is
-// not there. The one before is only asked for when there is a message to compare it with: of
-// an old stream's past the log may be free to forget as much as the stream did.
+// not there. The one before is only asked for when there is a message to compare
+// it with: what the stream has dropped, the log may have detached.
 func (r *Relay) around(ctx context.Context, last domain.Position, head eventstore.Head, both bool) (newest, next *eventstore.Recorded, err error) {
 	after := last
 	if both {
@@ -418,7 +428,8 @@ func (r *Relay) standBack(ctx context.Context) error {
 	return nil
 }
 
-// wait lets about d pass, and less when there is news. It returns false when ctx has ended.
+// wait lets about d pass, and less when there is news. It returns false when ctx
+// has ended.
 func (r *Relay) wait(ctx context.Context, d time.Duration) bool {
 	// Relays that met an obstacle together should not meet the next one together.
 	timer := time.NewTimer(d/2 + rand.N(d))

@@ -262,10 +262,15 @@ func (r *Relay) measure(ctx context.Context) {
 		return
 	}
 	r.mu.Lock()
-	last, settled := r.state.last, r.state.waiting.IsZero()
+	last, settled, known := r.state.last, r.state.waiting.IsZero(), r.state.known
 	r.mu.Unlock()
 	var waiting time.Time
-	if settled && head.Position > last {
+	switch {
+	case !settled || head.Position <= last:
+	case !known:
+		// What the stream has is anybody's guess. It has been one since we began.
+		waiting = r.began
+	default:
 		if _, next, err := r.around(ctx, last, head, false); err == nil && next != nil {
 			waiting = next.RecordedAt
 		}
@@ -308,6 +313,9 @@ func (r *Relay) register(registerer prometheus.Registerer) error {
 		r.metrics.published,
 		r.metrics.resyncs,
 		gauge("lag_positions", "Events of the log that are not in the stream, as far as this relay knows.", func() float64 {
+			if !r.state.known {
+				return 0
+			}
 			return max(0, float64(r.state.head)-float64(r.state.last))
 		}),
 		gauge("lag_seconds", "Age of the oldest event that is not in the stream.", r.lagSeconds),

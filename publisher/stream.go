@@ -66,35 +66,49 @@ func (r *Relay) configuration(ledger domain.ID, first domain.Position) jetstream
 // ensure returns the stream with fresh information about it, and creates it
 // where there is none.
 func (r *Relay) ensure(ctx context.Context) (jetstream.Stream, error) {
+	stream, err := r.find(ctx)
+	if errors.Is(err, jetstream.ErrStreamNotFound) && r.seen {
+		// Somebody may be deleting it at this moment. The server forgets the name of a
+		// stream before it removes the files: one that is created in between would
+		// lose its files to the deletion. A rebuild creates the stream itself.
+		if !r.wait(ctx, deletedWithin) {
+			return nil, ctx.Err()
+		}
+		stream, err = r.find(ctx)
+	}
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		head, first, err := r.beginning(ctx)
+		if err != nil {
+			return nil, err
+		}
+		stream, err = r.create(ctx, head.Ledger, first)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			// Another relay was faster, and its clock or settings differ a little. Its
+			// stream is as good as ours.
+			stream, err = r.find(ctx)
+		}
+		r.seen = err == nil
+		return stream, err
+	}
+	r.seen = r.seen || err == nil
+	return stream, err
+}
+
+func (r *Relay) find(ctx context.Context) (jetstream.Stream, error) {
 	// A request would wait in the client's buffer for the connection to return,
 	// and time out.
 	if !r.js.Conn().IsConnected() {
 		return nil, nats.ErrDisconnected
 	}
 	stream, err := r.js.Stream(ctx, r.stream)
-	if err == nil {
-		return stream, nil
-	}
-	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+	if err != nil {
 		return nil, fmt.Errorf("look at stream %s: %w", r.stream, err)
 	}
-	head, first, err := r.beginning(ctx)
-	if err != nil {
-		return nil, err
-	}
-	stream, err = r.create(ctx, head.Ledger, first)
-	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		// Another relay was faster, and its clock or settings differ a little. Its stream
-		// is as good as ours.
-		if stream, err = r.js.Stream(ctx, r.stream); err != nil {
-			return nil, fmt.Errorf("look at stream %s: %w", r.stream, err)
-		}
-	}
-	return stream, err
+	return stream, nil
 }
 
-// beginning is where a new stream starts: at the oldest event that it would still hold had it
-// been there all along.
+// beginning is where a new stream starts: at the oldest event that it would still
+// hold had it been there all along.
 func (r *Relay) beginning(ctx context.Context) (head eventstore.Head, first domain.Position, err error) {
 	if head, err = r.log.Head(ctx, r.lane); err != nil {
 		return head, 0, fmt.Errorf("read the head of the log: %w", err)
