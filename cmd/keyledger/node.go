@@ -20,6 +20,7 @@ import (
 	"keyledger/internal/config"
 	"keyledger/internal/datadir"
 	"keyledger/internal/lifecycle"
+	"keyledger/natsapi"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
 	"keyledger/projections/usage"
@@ -76,6 +77,7 @@ func (n *node) start(ctx context.Context) error {
 		n.startIndex,
 		func(ctx context.Context) error { return n.startHTTP(ctx, masterKey, jwtSecret) },
 		n.awaitReady,
+		n.startNATSService,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -248,7 +250,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	}
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
-		Ledger: n.store, Verifier: n.index, Keys: n.list,
+		Ledger: n.store, Verifier: n.index, Keys: n.list, Usage: usage.NewCounts(n.pool, n.store, n.usage),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired,
 		Tokens: keyhttp.TokenOptions{
@@ -295,5 +297,12 @@ func (n *node) awaitReady(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+	return nil
+}
+
+// startNATSService answers questions over NATS, once there is something to answer.
+func (n *node) startNATSService(context.Context) error {
+	service := natsapi.New(natsapi.Options{Conn: n.conn, Verifier: n.server, Version: buildVersion().Version, Logger: n.logger})
+	n.parts.Go("nats service", service.Run)
 	return nil
 }
