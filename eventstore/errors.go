@@ -18,6 +18,10 @@ import (
 // history any more.
 var ErrEpochChanged = errors.New("the ledger or its epoch has changed: start again")
 
+// ErrGap says that positions of the log are missing: they are dense, so events were
+// deleted or a partition was detached. Nobody reads past it.
+var ErrGap = errors.New("the log has a gap")
+
 const codeEpochChanged = "KL001" // raised by append_events
 
 // Wrap gives an error of Postgres its place in the one vocabulary: whatever means

@@ -145,11 +145,11 @@ func (s *Store) page(ctx context.Context, lane domain.Lane, after, through domai
 	}
 	for i := range events {
 		if want := after + 1 + domain.Position(i); events[i].Position != want {
-			return nil, fmt.Errorf("read %s: position %d is missing, %d follows: run keyledger status, and compare with a backup", lane, want, events[i].Position)
+			return nil, fmt.Errorf("read %s: %w: position %d is missing, %d follows: compare with a backup", lane, ErrGap, want, events[i].Position)
 		}
 	}
 	if len(events) == 0 && through < 1<<62 {
-		return nil, fmt.Errorf("read %s: position %d is missing below the head %d: compare with a backup", lane, after+1, through)
+		return nil, fmt.Errorf("read %s: %w: position %d is missing below the head %d: compare with a backup", lane, ErrGap, after+1, through)
 	}
 	return events, nil
 }

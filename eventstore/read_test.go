@@ -2,6 +2,7 @@ package eventstore_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"keyledger/domain"
+	"keyledger/eventstore"
 	"keyledger/internal/testkit"
 )
 
@@ -105,7 +107,7 @@ func TestAGapInTheLogIsReportedAndNeverSkipped(t *testing.T) {
 		}
 		seen++
 	}
-	if failed == nil || seen != 0 {
+	if !errors.Is(failed, eventstore.ErrGap) || seen != 0 {
 		t.Errorf("a reader saw %d events of a log with a gap, and %v", seen, failed)
 	}
 }

@@ -64,7 +64,7 @@ var (
 	// log's: another ledger, another epoch, or more than the log has.
 	ErrForeign = errors.New("the projection belongs to another history of the log and must be rebuilt (keyledger replay)")
 	// ErrGap says that positions of a lane do not follow each other.
-	ErrGap = errors.New("the log has a gap")
+	ErrGap = eventstore.ErrGap
 	// ErrBroken says that an event cannot be folded: this program does not know it,
 	// or it contradicts what came before.
 	ErrBroken = errors.New("the event cannot be folded")

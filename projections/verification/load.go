@@ -24,7 +24,12 @@ func (x *Index) Load(ctx context.Context, pool *pgxpool.Pool) error {
 	c := newContents()
 	var target domain.Position
 	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		var err error
+		// The table's lock comes before the snapshot: a snapshot that was taken while a
+		// rebuild swapped the table would see the new one without its newest rows.
+		_, err := tx.Exec(ctx, `LOCK TABLE keylist IN ACCESS SHARE MODE`)
+		if err != nil {
+			return err
+		}
 		if target, err = c.beginAt(ctx, tx); err != nil {
 			return err
 		}
