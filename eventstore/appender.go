@@ -12,12 +12,15 @@ import (
 )
 
 const (
-	mostQueued         = 8192    // commands that may wait; beyond it callers wait outside
-	mostBatchCommands  = 1024    // commands in one batch
-	mostBatchBytes     = 4 << 20 // bytes of events in one batch
-	appendTimeout      = 10 * time.Second
+	mostQueued        = 8192    // commands that may wait; beyond it callers wait outside
+	mostBatchCommands = 1024    // commands in one batch
+	mostBatchBytes    = 4 << 20 // bytes of events in one batch
+	appendTimeout     = 10 * time.Second
+	// appendPatience is how long an outage may last before callers are told of it.
+	// A database that restarts is back sooner.
+	appendPatience     = 2 * time.Second
 	firstAppendBackoff = 10 * time.Millisecond
-	mostAppendBackoff  = time.Second
+	mostAppendBackoff  = 250 * time.Millisecond
 )
 
 // append is one decided command on its way into the log.
@@ -72,6 +75,7 @@ type appender struct {
 	stopped chan struct{}    // closed when run has returned: nobody answers any more
 	waiting []*appendRequest // put off by the last batch
 
+	awaySince  time.Time     // when the database was last heard of, if it does not answer; else zero
 	lastCommit time.Duration // how long the last batch took
 	expected   int           // how many commands the next one may hope for
 }
@@ -209,6 +213,7 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 		started := time.Now()
 		result, err := a.call(ctx, batch)
 		if err == nil {
+			a.awaySince = time.Time{}
 			a.lastCommit = time.Since(started)
 			a.expected = len(a.queue) + len(a.waiting) + len(batch)
 			a.store.metrics.appended(a.lane, len(batch), time.Since(started))
@@ -241,33 +246,24 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 		a.store.metrics.appendRetries.WithLabelValues(string(a.lane)).Inc()
 		a.logger.Warn("the log cannot be reached; the batch is sent again", "commands", len(batch), "error", err, "again_in", backoff)
 		a.store.pool.Reset() // the pool's other connections are most likely lost as well
-		if batch = a.stillWanted(batch, err); len(batch) == 0 {
-			return nil
+		if a.awaySince.IsZero() {
+			a.awaySince = started
 		}
-		select {
-		case <-time.After(backoff):
-		case <-a.store.closing:
-			// Shutting down without a database: callers are told that the outcome is not known.
-			for _, r := range batch {
-				r.answer <- appendAnswer{err: Wrap(err, "append to %s", r.stream)}
+		wanted := batch[:0:0]
+		for _, r := range batch {
+			// Nobody waits out a long outage here, nor after they have gone themselves: they
+			// are told that the outcome is not known.
+			if r.ctx.Err() != nil || time.Since(a.awaySince) > appendPatience {
+				r.answer <- appendAnswer{err: Wrap(err, "append to %s: the outcome is not known", r.stream)}
+				continue
 			}
+			wanted = append(wanted, r)
+		}
+		if batch = wanted; len(batch) == 0 {
 			return nil
 		}
+		<-time.After(backoff)
 	}
-}
-
-// stillWanted answers those whose callers have gone, so that an outage does not
-// collect them.
-func (a *appender) stillWanted(batch []*appendRequest, cause error) []*appendRequest {
-	kept := batch[:0:0]
-	for _, r := range batch {
-		if r.ctx.Err() == nil {
-			kept = append(kept, r)
-			continue
-		}
-		r.answer <- appendAnswer{err: Wrap(cause, "append to %s: the outcome is not known", r.stream)}
-	}
-	return kept
 }
 
 // batchResult is what append_events returned, and the answers made of it.

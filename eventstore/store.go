@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -92,7 +91,6 @@ type Store struct {
 	members   *memberCache
 	metrics   *metrics
 	onCommit  func(domain.Lane, domain.Position)
-	closing   chan struct{}
 }
 
 // Open reads which ledger this is, checks that the master key fits it, and makes
@@ -110,7 +108,7 @@ func Open(ctx context.Context, options Options) (*Store, error) {
 	}
 	s := &Store{
 		options: options, pool: options.Pool, keyring: ring, members: newMemberCache(), metrics: newMetrics(options.Registerer),
-		appenders: map[domain.Lane]*appender{}, tails: map[domain.Lane]*tail{}, closing: make(chan struct{}),
+		appenders: map[domain.Lane]*appender{}, tails: map[domain.Lane]*tail{},
 	}
 	heads, err := s.heads(ctx)
 	if err != nil {
@@ -155,28 +153,11 @@ const (
 // returns early when the ledger's epoch changes.
 func (s *Store) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	var appenders sync.WaitGroup
 	for _, a := range s.appenders {
-		appenders.Add(1)
-		group.Go(func() error {
-			defer appenders.Done()
-			return a.run(ctx)
-		})
+		group.Go(func() error { return a.run(ctx) })
 	}
 	group.Go(func() error { return s.watchHeads(ctx) })
 	group.Go(func() error { s.keepHouse(ctx); return nil })
-	group.Go(func() error {
-		<-ctx.Done()
-		// With a database, what is queued is written within moments; without one nobody waits for ever.
-		drained := make(chan struct{})
-		go func() { appenders.Wait(); close(drained) }()
-		select {
-		case <-drained:
-		case <-time.After(appendTimeout):
-		}
-		close(s.closing)
-		return nil
-	})
 	return group.Wait()
 }
 
