@@ -54,6 +54,8 @@ type Options struct {
 	Keys     KeyList
 	// Usage counts uses. nil: there is no route for them.
 	Usage Usage
+	// Log is the transparency log. nil: there are no routes for it.
+	Log TransparencyLog
 
 	// Epoch is the epoch of the ledger's history. Positions of another one mean
 	// nothing here and are refused.
@@ -173,7 +175,7 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	s.mount(s.routes())
+	s.mount(append(s.routes(), s.logRoutes()...))
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()
 	server.CloseOnShutdown = true
