@@ -23,6 +23,7 @@ import (
 	"keyledger/natsapi"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
+	"keyledger/projections/transparency"
 	"keyledger/projections/usage"
 	"keyledger/projections/verification"
 	"keyledger/publisher"
@@ -72,6 +73,7 @@ func (n *node) start(ctx context.Context) error {
 		n.startBacking,
 		func(ctx context.Context) error { return n.startLog(ctx, masterKey) },
 		n.startFollowers,
+		n.startTrees,
 		n.firstKey,
 		n.startRelays,
 		n.startIndex,
@@ -250,7 +252,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	}
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
-		Ledger: n.store, Verifier: n.index, Keys: n.list, Usage: usage.NewCounts(n.pool, n.store, n.usage),
+		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Usage: usage.NewCounts(n.pool, n.store, n.usage),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired,
 		Tokens: keyhttp.TokenOptions{

@@ -66,6 +66,11 @@ type Config struct {
 	// How long uses of keys are added up before they are written to the log.
 	FlushInterval time.Duration `env:"KEYLEDGER_FLUSH_INTERVAL" envDefault:"1s"`
 
+	// Ed25519 key that signs the checkpoints of the log: 32 bytes, as hex or base64;
+	// several, separated by commas, all sign, while they are changed. Every node of a ledger needs the
+	// same. Default: drawn once, into the data directory.
+	CheckpointKey Secret `env:"KEYLEDGER_CHECKPOINT_KEY"`
+
 	// First word of new keys: bsk makes bsk_live_ and bsk_test_ keys.
 	KeyPrefix domain.KeyFormat `env:"KEYLEDGER_KEY_PREFIX" envDefault:"bsk"`
 	// Limit of a new key, in requests a minute, when none is asked for.
@@ -113,4 +118,30 @@ type Config struct {
 	Yes bool `env:"KEYLEDGER_YES" envDefault:"false"`
 	// Compare only, and change nothing.
 	DryRun bool `env:"KEYLEDGER_DRY_RUN" envDefault:"false"`
+
+	// Files with checkpoints that were kept outside the ledger, separated by commas.
+	Checkpoint []string `env:"KEYLEDGER_CHECKPOINT"`
+	// Public keys that may have signed checkpoints, separated by commas; where keys of
+	// the API are looked at, the id of one. Default: the key of the data directory; every key.
+	Key []string `env:"KEYLEDGER_KEY"`
+	// Exported file to work on instead of a ledger.
+	File string `env:"KEYLEDGER_FILE"`
+	// File to write.
+	Output string `env:"KEYLEDGER_OUTPUT"`
+	// Lane of the log: lifecycle or usage. Default: both.
+	Lane string `env:"KEYLEDGER_LANE"`
+	// Position of the lifecycle lane, or moment such as 2026-01-15T10:00:00Z, or how
+	// long ago, such as 24h.
+	At string `env:"KEYLEDGER_AT"`
+	// Where to begin: a position, a moment, or how long ago.
+	From string `env:"KEYLEDGER_FROM"`
+	// Where to end: a position, a moment, or how long ago. Default: the end of the log.
+	To string `env:"KEYLEDGER_TO"`
+	// Only events of these types, such as KeyCreated,KeyRevoked.
+	Types []string `env:"KEYLEDGER_TYPES"`
+	// Wait for what happens next, and go on.
+	Follow bool `env:"KEYLEDGER_FOLLOW" envDefault:"false"`
+	// Export the wrapped data keys as well, without which an imported ledger cannot
+	// read its personal fields.
+	DataKeys bool `env:"KEYLEDGER_DATA_KEYS" envDefault:"false"`
 }

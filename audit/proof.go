@@ -1,0 +1,171 @@
+package audit
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+	"keyledger/projections/transparency"
+)
+
+// proofFormat names the bundle's format, which never changes under it.
+const proofFormat = "keyledger-proof/1"
+
+// Proof is a self-contained bundle: an event, the way from its leaf to a root, and
+// the checkpoint in which that root was signed. It is verified without the ledger.
+type Proof struct {
+	Format     string          `json:"format"`
+	Lane       domain.Lane     `json:"lane"`
+	Position   domain.Position `json:"position"`
+	Envelope   []byte          `json:"envelope"`
+	Proof      []tlog.Hash     `json:"proof"`
+	Checkpoint string          `json:"checkpoint"`
+}
+
+// Prove makes the bundle of an event. CodeNotFound says that there is no such
+// event, or that no checkpoint covers it yet.
+func Prove(ctx context.Context, pool *pgxpool.Pool, log transparency.Log, lane domain.Lane, position domain.Position) (Proof, error) {
+	reader := transparency.NewReader(pool, log)
+	p := Proof{Format: proofFormat, Lane: lane, Position: position}
+	for e, err := range log.Read(ctx, lane, position-1) {
+		if err != nil {
+			return Proof{}, err
+		}
+		p.Envelope = e.Envelope()
+		break
+	}
+	if p.Envelope == nil {
+		return Proof{}, domain.Errorf(domain.CodeNotFound, "the lane %s ends before position %d", lane, position)
+	}
+	signed, err := reader.Checkpoint(ctx, lane)
+	if err != nil {
+		return Proof{}, err
+	}
+	checkpoint, err := transparency.Read(signed)
+	if err != nil {
+		return Proof{}, err
+	}
+	if checkpoint.Size < position {
+		return Proof{}, domain.Errorf(domain.CodeNotFound, "no checkpoint covers %s %d yet: the newest has the size %d", lane, position, checkpoint.Size)
+	}
+	_, proof, err := reader.Inclusion(ctx, lane, position, checkpoint.Size)
+	if err != nil {
+		return Proof{}, err
+	}
+	for _, h := range proof {
+		p.Proof = append(p.Proof, h)
+	}
+	p.Checkpoint = string(signed)
+	if err := p.included(checkpoint); err != nil {
+		return Proof{}, fmt.Errorf("the event in the database is not the one that was signed: %w", err)
+	}
+	return p, nil
+}
+
+// Proven is what a good bundle proves.
+type Proven struct {
+	Event      eventstore.Recorded
+	Checkpoint transparency.Checkpoint
+}
+
+// CheckProof verifies a bundle against the keys of those who may have signed.
+func CheckProof(bundle []byte, keys transparency.Keys) (Proven, error) {
+	var p Proof
+	if err := json.Unmarshal(bundle, &p); err != nil {
+		return Proven{}, fmt.Errorf("the proof cannot be read: %w", err)
+	}
+	if p.Format != proofFormat {
+		return Proven{}, fmt.Errorf("the proof is in the format %q, not %q", p.Format, proofFormat)
+	}
+	checkpoint, err := transparency.Open([]byte(p.Checkpoint), keys)
+	if err != nil {
+		return Proven{}, err
+	}
+	event, err := ParseEnvelope(p.Envelope)
+	if err != nil {
+		return Proven{}, err
+	}
+	switch {
+	case event.Ledger != checkpoint.Ledger || event.Lane != checkpoint.Lane:
+		return Proven{}, errors.New("the event does not belong to the log of the checkpoint")
+	case event.Lane != p.Lane || event.Position != p.Position:
+		return Proven{}, fmt.Errorf("the event is %s %d, and the proof says that it is %s %d", event.Lane, event.Position, p.Lane, p.Position)
+	}
+	if err := p.included(checkpoint); err != nil {
+		return Proven{}, err
+	}
+	return Proven{event, checkpoint}, nil
+}
+
+func (p Proof) included(c transparency.Checkpoint) error {
+	if p.Position < 1 || p.Position > c.Size {
+		return fmt.Errorf("position %d is not in a tree of size %d", p.Position, c.Size)
+	}
+	if err := tlog.CheckRecord(p.Proof, int64(c.Size), c.Root, int64(p.Position-1), tlog.RecordHash(p.Envelope)); err != nil {
+		return fmt.Errorf("the proof does not lead from the event to the checkpoint: %w", err)
+	}
+	return nil
+}
+
+// ParseEnvelope reads canonical bytes back. What does not write the very same
+// bytes again is refused.
+func ParseEnvelope(envelope []byte) (eventstore.Recorded, error) {
+	d := envelopeReader{rest: envelope}
+	var r eventstore.Recorded
+	if string(d.take(4)) != "KLE1" {
+		return r, errors.New("the envelope does not begin with KLE1")
+	}
+	copy(r.Ledger[:], d.take(16))
+	r.Epoch = uint32(d.number(4))
+	r.Lane = domain.Lane(d.text())
+	r.Position = domain.Position(d.number(8))
+	copy(r.ID[:], d.take(16))
+	r.Stream = eventstore.Stream(d.text())
+	r.Version = d.number(8)
+	r.Organization = domain.OrganizationID(d.text())
+	r.Type = string(d.text())
+	r.Schema = uint16(d.number(2))
+	r.RecordedAt = time.UnixMicro(int64(d.number(8))).UTC()
+	r.Data = d.text()
+	r.Metadata = d.text()
+	if d.number(1) == 1 {
+		if r.Sealed = d.text(); r.Sealed == nil {
+			r.Sealed = []byte{}
+		}
+	}
+	if d.short || len(d.rest) > 0 || string(r.Envelope()) != string(envelope) {
+		return eventstore.Recorded{}, errors.New("the envelope is malformed")
+	}
+	return r, nil
+}
+
+type envelopeReader struct {
+	rest  []byte
+	short bool
+}
+
+func (d *envelopeReader) take(n uint64) []byte {
+	if n > uint64(len(d.rest)) {
+		d.short, d.rest = true, nil
+		return nil
+	}
+	taken := d.rest[:n:n]
+	d.rest = d.rest[n:]
+	return taken
+}
+
+func (d *envelopeReader) number(bytes uint64) uint64 {
+	var b [8]byte
+	copy(b[8-bytes:], d.take(bytes))
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func (d *envelopeReader) text() []byte { return d.take(d.number(4)) }
