@@ -18,6 +18,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 PKG      ?= ./...
 FUZZTIME ?= 20s
 ROUNDS   ?= 100
+VULNDB   ?= https://vuln.go.dev
 
 .PHONY: help
 help: ## List the targets
@@ -96,7 +97,7 @@ lint: $(LINT) ## Run the linters, the dependency arrows among them
 
 .PHONY: vuln
 vuln: $(VULN) ## Look for known vulnerabilities that the code can reach
-	$(VULN) $(PKG)
+	$(VULN) -db $(VULNDB) $(PKG)
 
 .PHONY: tidy-check
 tidy-check:
