@@ -11,13 +11,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"keyledger/domain"
 	"keyledger/eventstore"
 	"keyledger/internal/config"
 	"keyledger/internal/datadir"
 	"keyledger/internal/postgres"
 	"keyledger/migrations"
-
-	"keyledger/domain"
 )
 
 // Database is a Postgres.
@@ -79,6 +78,10 @@ func (d *Database) Stop(ctx context.Context) error {
 // Migrate applies what the database lacks, and lets the service's login in.
 func (d *Database) Migrate(ctx context.Context, logger *slog.Logger) error {
 	if err := migrations.Apply(ctx, d.AdminURL, logger); err != nil {
+		if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == insufficientPrivilege {
+			return fmt.Errorf("bring the database up to date: this login is not its owner: name the owner's with --database-admin-url (KEYLEDGER_DATABASE_ADMIN_URL), "+
+				"or run keyledger migrate with it and start with --migrate=false: %w", plain(err))
+		}
 		return eventstore.Wrap(err, "bring the database up to date as its owner")
 	}
 	if d.AdminURL == d.URL || d.Embedded {
@@ -86,6 +89,8 @@ func (d *Database) Migrate(ctx context.Context, logger *slog.Logger) error {
 	}
 	return d.admit(ctx)
 }
+
+const insufficientPrivilege = "42501"
 
 // admit makes the service's login a member of the role that may append to the log.
 func (d *Database) admit(ctx context.Context) error {
