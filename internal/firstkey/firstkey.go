@@ -19,8 +19,8 @@ import (
 	"keyledger/eventstore"
 )
 
-// Organization and System are the scopes of a first key: everything in one
-// organization, and everything that spans organizations.
+// The scopes of a key for which none are wished: everything in one organization,
+// or everything that spans organizations.
 var (
 	organizationScopes = domain.Scopes{domain.ScopeAdmin, domain.ScopeAll}
 	systemScopes       = domain.Scopes{domain.ScopeSystemVerify, domain.ScopeSystemEvents, domain.ScopeSystemAudit}
@@ -51,7 +51,7 @@ type Made struct {
 	Receipt domain.Receipt
 }
 
-// Draft is a key that is drawn and not yet made.
+// Draft is a key that is drawn and not made yet.
 type Draft struct {
 	id      domain.KeyID
 	secret  domain.Secret
@@ -134,9 +134,9 @@ type KeyList interface {
 // eventstore/locks.go.
 const lockFirstKey = 6577803
 
-// Once calls make when the organization has no admin key that is active. Of
+// Once calls create when the organization has no admin key that is active. Of
 // several servers that start at once, one makes the key.
-func Once(ctx context.Context, pool *pgxpool.Pool, keys KeyList, organization domain.OrganizationID, now time.Time, make func() error) (made bool, err error) {
+func Once(ctx context.Context, pool *pgxpool.Pool, keys KeyList, organization domain.OrganizationID, now time.Time, create func() error) (made bool, err error) {
 	tx, err := pool.Begin(ctx)
 	if err != nil {
 		return false, eventstore.Wrap(err, "look for a first key")
@@ -154,5 +154,5 @@ func Once(ctx context.Context, pool *pgxpool.Pool, keys KeyList, organization do
 			return false, nil
 		}
 	}
-	return true, make()
+	return true, create()
 }
