@@ -215,7 +215,7 @@ func TestAReplaySaysWhetherTheProjectionsAreWhatTheLogSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // the test is over
+	defer func() { _ = conn.Close(t.Context()) }()
 	if _, err := conn.Exec(t.Context(), `UPDATE keylist SET name = 'somebody changed this'`); err != nil {
 		t.Fatal(err)
 	}

@@ -146,14 +146,14 @@ func events(t *testing.T, address string, n int) []*nats.Msg {
 func TestADatabaseThatIsAwayIsWaitedForAndNotForEver(t *testing.T) {
 	t.Parallel()
 	database := testkit.Database(t)
-	real, err := url.Parse(database.AdminURL)
+	there, err := url.Parse(database.AdminURL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	free := listener(t, "127.0.0.1:0")
 	address := free.Addr().String()
 	_ = free.Close()
-	away := *real
+	away := *there
 	away.Host = address
 	env := append(secrets(), "DATABASE_URL="+away.String())
 
@@ -161,19 +161,19 @@ func TestADatabaseThatIsAwayIsWaitedForAndNotForEver(t *testing.T) {
 	if code := server.Wait(); code != 1 || !strings.Contains(server.Logs(), "cannot be reached after") || !strings.Contains(server.Logs(), address) {
 		t.Errorf("with no database it ended with %d:\n%s", code, server.Logs())
 	}
-	if password, _ := real.User.Password(); strings.Contains(server.Logs(), password) {
+	if password, _ := there.User.Password(); strings.Contains(server.Logs(), password) {
 		t.Error("the database's password was logged")
 	}
 
 	server = servertest.Launch(t, servertest.Options{Env: env})
 	server.AwaitLog("the database cannot be reached yet: trying again")
-	forward(t, address, real.Host)
+	forward(t, address, there.Host)
 	server.AwaitReady()
 	server.Stop()
 
 	// What waiting cannot mend is said at once.
-	wrong := *real
-	wrong.User = url.UserPassword(real.User.Username(), "another password")
+	wrong := *there
+	wrong.User = url.UserPassword(there.User.Username(), "another password")
 	server = servertest.Launch(t, servertest.Options{Env: append(secrets(), "DATABASE_URL="+wrong.String())})
 	if code := server.Wait(); code != 1 || !strings.Contains(server.Logs(), "does not let us in") {
 		t.Errorf("with a wrong password it ended with %d:\n%s", code, server.Logs())

@@ -87,7 +87,7 @@ func (p *program) newLogger(server bool) *slog.Logger {
 	if p.config.LogFormat == config.LogJSON || p.config.LogFormat == config.LogAuto && !terminal && server {
 		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: readable}))
 	}
-	return slog.New(tint.NewHandler(p.stderr, &tint.Options{
+	return slog.New(tint.NewTextHandler(p.stderr, &tint.Options{
 		Level: level, TimeFormat: time.TimeOnly + ".000", NoColor: !terminal || p.isSet("NO_COLOR"),
 	}))
 }

@@ -37,7 +37,7 @@ func (n *node) startTracing(ctx context.Context) error {
 	n.tracing = tracing{
 		provider: provider,
 		// Parameters are digests, sealed sections and names: they stay here.
-		queries: otelpgx.NewTracer(otelpgx.WithTracerProvider(provider), otelpgx.WithTrimSQLInSpanName()),
+		queries: otelpgx.NewTracer(otelpgx.WithTracerProvider(provider)),
 	}
 	n.parts.Go("traces", func(ctx context.Context) error {
 		<-ctx.Done()
