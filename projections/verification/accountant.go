@@ -265,7 +265,7 @@ func (a *Accountant) collect(ctx context.Context) error {
 		a.uses = c.collectRefusals(a.uses[:0])
 		for next := uint32(1); next != 0; {
 			now := a.o.Clock()
-			a.uses, next = c.collect(next, mostCollected, now.UnixMicro(), a.index.bucket(now), a.uses)
+			a.uses, next = c.collect(next, mostCollected, now.UnixMilli(), bucketOf(now.Sub(a.index.base)), a.uses)
 			if err := a.send(ctx); err != nil {
 				return err
 			}
@@ -334,7 +334,7 @@ func (a *Accountant) cut() {
 		}
 		event.Uses = append(event.Uses, domain.Use{
 			Key: u.key, Outcome: u.outcome, Count: u.count,
-			First: time.UnixMicro(u.first).UTC(), Last: time.UnixMicro(u.last).UTC(), DecidedAt: domain.Position(u.decided),
+			First: time.UnixMilli(u.first).UTC(), Last: time.UnixMilli(u.last).UTC(), DecidedAt: domain.Position(u.decided),
 		})
 		a.sent++
 	}

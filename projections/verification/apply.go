@@ -36,14 +36,19 @@ func (x *Index) apply(events []eventstore.Event) error {
 		if next := c.position.Load() + 1; uint64(e.Position) != next {
 			return fmt.Errorf("%w: position %d came where %d was next", ErrGap, e.Position, next)
 		}
-		if h := (history{e.Ledger, e.Epoch}); h != c.history {
-			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, h.epoch, h.ledger.UUID(), c.history.epoch, c.history.ledger.UUID())
+		// Events of an earlier epoch are still history when the log says so; a later
+		// epoch may have handed out positions again that were applied here.
+		if e.Ledger != c.history.ledger || e.Epoch > c.history.epoch {
+			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, e.Epoch, e.Ledger.UUID(), c.history.epoch, c.history.ledger.UUID())
 		}
 		if err := c.fold(e); err != nil {
 			return fmt.Errorf("%w: %s at position %d: %w", ErrBroken, e.Type, e.Position, err)
 		}
 		// Published after the entry: whoever sees the position sees the change.
 		c.position.Store(uint64(e.Position))
+	}
+	if c.count>>segmentBits != x.tuned {
+		x.tuneCollector()
 	}
 	x.reached()
 	return nil

@@ -47,7 +47,7 @@ type key struct {
 	version      uint64
 }
 
-const shards = 1024
+const shards = 512
 
 func newContents() *contents {
 	c := &contents{seed: newSeed()}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,10 @@ type Options struct {
 	Logger     *slog.Logger          // nil: none
 	Clock      func() time.Time      // nil: time.Now
 	Registerer prometheus.Registerer // nil: no metrics
+	// TuneCollector lets the index set the garbage collector's percentage for the
+	// whole process, so that garbage does not grow with the number of keys. What was
+	// set before (GOGC) then counts for everything but the index.
+	TuneCollector bool
 }
 
 // Index answers whether a key may be used, from memory.
@@ -47,6 +52,9 @@ type Index struct {
 	moved  chan struct{}   // closed when the position has changed; nil: nobody waits
 	took   time.Duration   // by the last load
 	keys   int             // in it
+
+	percent int    // of the garbage collector, without the index; 0: it is left alone
+	tuned   uint32 // segments when it was set last
 }
 
 type stripe struct {
@@ -72,6 +80,10 @@ func New(o Options) *Index {
 	}
 	x := &Index{pool: o.Pool, log: o.Log, logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth)}
 	x.until.Store(notReady)
+	if o.TuneCollector {
+		x.percent = debug.SetGCPercent(100)
+		debug.SetGCPercent(x.percent)
+	}
 	if o.Registerer != nil {
 		if err := o.Registerer.Register(&collector{x}); err != nil {
 			x.logger.Error("the verification index is not published as metrics", "error", err)
@@ -93,7 +105,8 @@ func (x *Index) Verify(v domain.Verification) (domain.Verdict, error) {
 
 // verify also says where the use was counted.
 func (x *Index) verify(v *domain.Verification, verdict *domain.Verdict) (where durableUse, err error) {
-	if int64(v.Now.Sub(x.base)) >= x.until.Load() {
+	since := v.Now.Sub(x.base)
+	if int64(since) >= x.until.Load() {
 		return where, errNotReady
 	}
 	c := x.contents.Load()
@@ -116,7 +129,7 @@ func (x *Index) verify(v *domain.Verification, verdict *domain.Verdict) (where d
 		return where, nil
 	}
 	scopes := c.profiles.scopes.at(t.scopes)
-	micros, bucket := v.Now.UnixMicro(), x.bucket(v.Now)
+	micros, bucket := v.Now.UnixMicro(), bucketOf(since)
 	verdict.Key = f.id
 	verdict.Organization = organization
 	verdict.Name = c.names.text(f.name, f.size)
@@ -138,17 +151,21 @@ func (x *Index) verify(v *domain.Verification, verdict *domain.Verdict) (where d
 	var left uint32
 	var newest uint64
 	if verdict.Outcome == domain.OutcomeValid {
-		verdict.Outcome, where.tally, left, newest, err = c.use(ref, &f, &t, v.Free, micros, bucket, position)
+		verdict.Outcome, where.tally, left, newest, err = c.use(ref, &f, &t, v.Free, micros/1000, bucket, position)
 		if err != nil {
 			*verdict = domain.Verdict{}
 			return where, domain.Unavailable(err)
 		}
 	} else {
-		c.refuse(ref, f.id, t.organization, verdict.Outcome, micros, position)
+		c.refuse(ref, f.id, t.organization, verdict.Outcome, micros/1000, position)
 		left, newest = c.peek(ref, t.limit, bucket)
 	}
 	if t.limit > 0 {
-		verdict.Limit = x.limit(t.limit, left, newest, v.Now)
+		verdict.Limit = domain.Limit{PerMinute: t.limit, Remaining: left, Reset: v.Now}
+		// The newest use is forgotten eleven buckets after its own began.
+		if wait := time.Duration((newest+buckets+1)*bucketWidth) - since; newest > 0 && wait > 0 {
+			verdict.Limit.Reset = v.Now.Add(wait)
+		}
 	}
 	return where, nil
 }
@@ -159,20 +176,8 @@ func (x *Index) miss(v *domain.Verification, verdict *domain.Verdict) {
 	x.unknown[v.Digest[0]%unknownStripes].count.Add(1)
 }
 
-// bucket is a moment on the clock of the limits.
-func (x *Index) bucket(now time.Time) uint64 { return uint64(max(now.Sub(x.base), 0)) / bucketWidth }
-
-// limit says where a key stands whose newest use was in a bucket: it is forgotten
-// eleven buckets later.
-func (x *Index) limit(limit, left uint32, newest uint64, now time.Time) domain.Limit {
-	reset := now
-	if newest > 0 {
-		if wait := time.Duration((newest+buckets+1)*bucketWidth) - now.Sub(x.base); wait > 0 {
-			reset = now.Add(wait)
-		}
-	}
-	return domain.Limit{PerMinute: limit, Remaining: left, Reset: reset}
-}
+// bucketOf is a moment on the clock of the limits, given as the time since base.
+func bucketOf(since time.Duration) uint64 { return uint64(max(since, 0)) / bucketWidth }
 
 // Ready says whether verdicts are given.
 func (x *Index) Ready() bool { return int64(x.clock().Sub(x.base)) < x.until.Load() }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 	"unsafe"
 
@@ -39,6 +40,15 @@ func (x *Index) Load(ctx context.Context, pool *pgxpool.Pool) error {
 		return eventstore.Wrap(err, "load the verification index")
 	}
 
+	x.replace(c, target, x.clock().Sub(began))
+	if c.count > manyLoaded {
+		debug.FreeOSMemory() // what the load needed beside the index
+	}
+	return nil
+}
+
+// replace makes the index answer from new contents.
+func (x *Index) replace(c *contents, target domain.Position, took time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	// Not ready while the new contents may be behind the end of the log.
@@ -46,12 +56,11 @@ func (x *Index) Load(ctx context.Context, pool *pgxpool.Pool) error {
 	if old := x.contents.Swap(c); old != nil {
 		x.former = append(x.former, old)
 	}
-	x.target = target
-	x.keys, x.took = c.len(), x.clock().Sub(began)
+	x.target, x.keys, x.took = target, c.len(), took
 	x.reached()
 	x.announce()
-	x.logger.Info("the verification index is loaded", "keys", x.keys, "position", x.Position(), "head", target, "took", x.took.Round(time.Millisecond))
-	return nil
+	x.tuneCollector()
+	x.logger.Info("the verification index is loaded", "keys", x.keys, "position", x.Position(), "head", target, "took", took.Round(time.Millisecond))
 }
 
 // beginAt reads where the list of keys stands, and where the log ends.
@@ -82,6 +91,8 @@ func (c *contents) beginAt(ctx context.Context, tx pgx.Tx) (target domain.Positi
 	c.reserve(keys)
 	return domain.Position(head.position), nil
 }
+
+const manyLoaded = 100_000
 
 const copySQL = `COPY (
 	SELECT digest, key_id, organization, name, scopes, rate_limit, expires_at, disabled, revoked, version, position

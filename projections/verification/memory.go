@@ -1,6 +1,10 @@
 package verification
 
-import "time"
+import (
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
 
 // Memory says what an index holds, in bytes.
 type Memory struct {
@@ -19,10 +23,13 @@ func (m Memory) Total() uint64 { return m.Entries + m.Tables + m.Names + m.Profi
 func (x *Index) Memory() Memory {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	c := x.contents.Load()
-	if c == nil {
-		return Memory{}
+	if c := x.contents.Load(); c != nil {
+		return c.memory()
 	}
+	return Memory{}
+}
+
+func (c *contents) memory() Memory {
 	return Memory{
 		Entries:  c.entries.bytes() + c.inUse.bytes(),
 		Tables:   c.byDigest.bytes() + c.byID.bytes(),
@@ -46,4 +53,27 @@ func (x *Index) Unknown() uint64 {
 		n += x.unknown[i].count.Load()
 	}
 	return n
+}
+
+// leastGarbage is how much garbage may always gather between two collections.
+const leastGarbage = 64 << 20
+
+// tuneCollector keeps the garbage that may gather between two collections in
+// proportion to the rest of the program. The collector would let it grow with
+// the index, to as much again, though there is nothing to collect in it and
+// looking after it costs nothing. The caller holds mu.
+func (x *Index) tuneCollector() {
+	if x.percent <= 0 {
+		return
+	}
+	c := x.contents.Load()
+	held := c.memory().Total()
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	rest := uint64(leastGarbage)
+	if live[0].Value.Kind() == metrics.KindUint64 {
+		rest = max(rest, live[0].Value.Uint64()-min(held, live[0].Value.Uint64()))
+	}
+	debug.SetGCPercent(max(1, int(uint64(x.percent)*rest/(held+rest))))
+	x.tuned = c.count >> segmentBits
 }

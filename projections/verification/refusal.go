@@ -31,15 +31,15 @@ type refusal struct {
 const refusalStripes = 128
 
 // refuse counts a refused use.
-func (c *contents) refuse(ref uint32, key domain.KeyID, organization uint64, outcome domain.Outcome, micros int64, position uint64) {
+func (c *contents) refuse(ref uint32, key domain.KeyID, organization uint64, outcome domain.Outcome, millis int64, position uint64) {
 	s := &c.refusals[ref%refusalStripes]
 	s.mu.Lock()
 	r := s.counts[refusalKey{key, outcome}]
 	if r.count == 0 {
-		r = refusal{organization: organization, first: micros, last: micros}
+		r = refusal{organization: organization, first: millis, last: millis}
 	}
 	r.count++
-	r.first, r.last = min(r.first, micros), max(r.last, micros)
+	r.first, r.last = min(r.first, millis), max(r.last, millis)
 	r.decided = max(r.decided, position)
 	s.counts[refusalKey{key, outcome}] = r
 	s.mu.Unlock()

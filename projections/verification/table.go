@@ -7,8 +7,9 @@ import (
 )
 
 // table finds references by hash: open addressing with linear probing over cells
-// of four bytes, 28 bits of reference and 4 bits of the hash that spare most
-// visits to what is referred to. References count from 1.
+// of four bytes. A cell holds a reference, and in the bits that the references do
+// not need a part of the hash, which spares nearly all visits to what is referred
+// to by something else. References count from 1.
 //
 // It is cut into shards by the first bits of the hash. A shard that is full is
 // built anew a little larger and swapped in, so growing is many small steps and
@@ -18,7 +19,7 @@ import (
 //
 // One goroutine writes at a time; any number read.
 type table struct {
-	shards []shard
+	shards []atomic.Pointer[shard]
 	shift  uint                // of the hash, leaves the shard's number
 	full   float64             // share of cells in use at which a shard grows
 	growth float64             // and by how much
@@ -26,24 +27,23 @@ type table struct {
 }
 
 type shard struct {
-	cells atomic.Pointer[[]atomic.Uint32]
-	used  int // cells that are not empty: references and removed
-	gone  int // removed
+	cells []atomic.Uint32
+	mask  uint32 // of the reference in a cell
+	used  int    // the writer's: cells that are not empty, references and removed
+	gone  int    // removed
 }
 
 const (
 	refBits   = 28
-	refMask   = 1<<refBits - 1
-	removed   = refMask // a cell's reference that stands for none any more
-	mostRefs  = refMask - 1
+	mostRefs  = 1<<refBits - 2 // all ones stand for a removed one
 	leastCell = 8
+	leastBits = 16
 )
 
 func newTable(shards int, full, growth float64, hash func(uint32) uint64) table {
-	t := table{shards: make([]shard, shards), shift: uint(64 - bits.TrailingZeros(uint(shards))), full: full, growth: growth, hash: hash}
+	t := table{shards: make([]atomic.Pointer[shard], shards), shift: uint(64 - bits.TrailingZeros(uint(shards))), full: full, growth: growth, hash: hash}
 	for i := range t.shards {
-		cells := make([]atomic.Uint32, leastCell)
-		t.shards[i].cells.Store(&cells)
+		t.shards[i].Store(&shard{cells: make([]atomic.Uint32, leastCell), mask: 1<<leastBits - 1})
 	}
 	return t
 }
@@ -52,12 +52,13 @@ func newTable(shards int, full, growth float64, hash func(uint32) uint64) table 
 type probe struct {
 	cells []atomic.Uint32
 	at    uint32
+	mask  uint32
 	tag   uint32
 }
 
 func (t *table) probe(hash uint64) probe {
-	cells := *t.shards[hash>>t.shift].cells.Load()
-	return probe{cells: cells, at: home(hash, len(cells)), tag: tag(hash)}
+	s := t.shards[hash>>t.shift].Load()
+	return probe{cells: s.cells, at: s.home(hash), mask: s.mask, tag: s.tag(hash)}
 }
 
 // next gives the next candidate, or 0 when there is none any more.
@@ -70,58 +71,53 @@ func (p *probe) next() uint32 {
 		if p.at++; p.at == uint32(len(p.cells)) {
 			p.at = 0
 		}
-		if ref := cell & refMask; cell&^refMask == p.tag && ref != removed {
+		if ref := cell & p.mask; cell&^p.mask == p.tag && ref != p.mask {
 			return ref
 		}
 	}
 }
 
 // home spreads the low half of a hash over any number of cells.
-func home(hash uint64, cells int) uint32 { return uint32(hash & (1<<32 - 1) * uint64(cells) >> 32) }
+func (s *shard) home(hash uint64) uint32 {
+	return uint32(hash & (1<<32 - 1) * uint64(len(s.cells)) >> 32)
+}
 
-func tag(hash uint64) uint32 { return uint32(hash>>32) << refBits }
+func (s *shard) tag(hash uint64) uint32 { return uint32(hash>>16) &^ s.mask }
 
 // insert adds a reference that is not there yet.
 func (t *table) insert(hash uint64, ref uint32) {
-	s := &t.shards[hash>>t.shift]
-	cells := *s.cells.Load()
-	if float64(s.used+1) > t.full*float64(len(cells)) {
-		t.resize(s, s.used-s.gone+1)
-		cells = *s.cells.Load()
+	at := &t.shards[hash>>t.shift]
+	s := at.Load()
+	if float64(s.used+1) > t.full*float64(len(s.cells)) || ref >= s.mask {
+		s = t.rebuild(at, int(float64(s.used-s.gone+1)*t.growth/t.full)+1, ref)
 	}
-	put(cells, hash, ref)
+	s.put(hash, ref)
 	s.used++
 }
 
-func put(cells []atomic.Uint32, hash uint64, ref uint32) {
-	at := home(hash, len(cells))
-	for cells[at].Load() != 0 {
-		if at++; at == uint32(len(cells)) {
+func (s *shard) put(hash uint64, ref uint32) {
+	at := s.home(hash)
+	for s.cells[at].Load() != 0 {
+		if at++; at == uint32(len(s.cells)) {
 			at = 0
 		}
 	}
-	cells[at].Store(tag(hash) | ref)
+	s.cells[at].Store(s.tag(hash) | ref)
 }
 
 // remove takes a reference out.
 func (t *table) remove(hash uint64, ref uint32) {
-	s := &t.shards[hash>>t.shift]
-	cells := *s.cells.Load()
-	for at := home(hash, len(cells)); cells[at].Load() != 0; {
-		if cells[at].Load() == tag(hash)|ref {
-			cells[at].Store(removed)
+	s := t.shards[hash>>t.shift].Load()
+	for at := s.home(hash); s.cells[at].Load() != 0; {
+		if s.cells[at].Load() == s.tag(hash)|ref {
+			s.cells[at].Store(s.mask) // removed
 			s.gone++
 			return
 		}
-		if at++; at == uint32(len(cells)) {
+		if at++; at == uint32(len(s.cells)) {
 			at = 0
 		}
 	}
-}
-
-// resize builds a shard anew with room for so many references and then some.
-func (t *table) resize(s *shard, references int) {
-	t.rebuild(s, max(leastCell, int(float64(references)*t.growth/t.full)+1))
 }
 
 // reserve makes room for so many references, so that they can come without
@@ -131,28 +127,32 @@ func (t *table) reserve(references int) {
 	share := float64(references) / float64(len(t.shards))
 	cells := int((share+3*math.Sqrt(share))/t.full) + 1
 	for i := range t.shards {
-		if s := &t.shards[i]; cells > len(*s.cells.Load()) {
-			t.rebuild(s, cells)
+		if s := t.shards[i].Load(); cells > len(s.cells) {
+			t.rebuild(&t.shards[i], cells, uint32(min(references, mostRefs)))
 		}
 	}
 }
 
-func (t *table) rebuild(s *shard, size int) {
-	old, cells := *s.cells.Load(), make([]atomic.Uint32, size)
-	for i := range old {
-		if ref := old[i].Load() & refMask; ref != 0 && ref != removed {
-			put(cells, t.hash(ref), ref)
+// rebuild makes a shard anew with so many cells, for references up to one and
+// half as many more, and swaps it in.
+func (t *table) rebuild(at *atomic.Pointer[shard], size int, ref uint32) *shard {
+	old := at.Load()
+	width := max(bits.Len32(ref+ref/2+1), leastBits)
+	s := &shard{cells: make([]atomic.Uint32, max(size, leastCell)), mask: 1<<min(width, refBits) - 1, used: old.used - old.gone}
+	s.mask = max(s.mask, old.mask)
+	for i := range old.cells {
+		if ref := old.cells[i].Load() & old.mask; ref != 0 && ref != old.mask {
+			s.put(t.hash(ref), ref)
 		}
 	}
-	s.used -= s.gone
-	s.gone = 0
-	s.cells.Store(&cells)
+	at.Store(s)
+	return s
 }
 
 func (t *table) bytes() uint64 {
 	n := 0
 	for i := range t.shards {
-		n += len(*t.shards[i].cells.Load())
+		n += len(t.shards[i].Load().cells)
 	}
 	return 4 * uint64(n)
 }

@@ -16,29 +16,40 @@ type tally struct {
 	uses    atomic.Uint64 // owner's reference, and how many uses since the last flush; 0: free
 	recent  atomic.Uint64 // the limit's two words: limit.go
 	past    atomic.Uint64
-	first   atomic.Int64 // in Unix microseconds, of the uses since the last flush
-	last    atomic.Int64
+	times   atomic.Uint64 // when the first and the last use since the last flush were: span
 	decided atomic.Uint64 // the highest position that a use was decided at
+	late    atomic.Int64  // the last use, when that is too far from the first for times
 	_       [2]uint64
 }
 
 const (
 	countBits = 64 - refBits
 	countMask = 1<<countBits - 1
-	// idleMicros is how long a tally without uses is kept.
-	idleMicros = (buckets + 2) * bucketWidth / 1000
+	// idleMillis is how long a tally without uses is kept.
+	idleMillis = (buckets + 2) * bucketWidth / 1_000_000
 )
 
 func (t *tally) belongsTo(owner uint32) bool { return uint32(t.uses.Load()>>countBits) == owner }
 
 // idle says whether nothing in the tally matters any more. The wall clock alone
 // would not do: when it is set forward, limits must not be forgotten.
-func (t *tally) idle(micros int64, bucket uint64) bool {
-	return micros-t.last.Load() > idleMicros && t.recent.Load()>>bucketShift&bucketMask+buckets+1 < bucket
+func (t *tally) idle(millis int64, bucket uint64) bool {
+	_, last := t.span()
+	return millis-last > idleMillis && t.recent.Load()>>bucketShift&bucketMask+buckets+1 < bucket
+}
+
+// span says when the first and the last use were, in Unix milliseconds.
+func (t *tally) span() (first, last int64) {
+	times := span(t.times.Load())
+	first, last = times.millis()
+	if times>>momentBits == mostSpan {
+		last = max(last, t.late.Load())
+	}
+	return first, last
 }
 
 // count adds one use. It says false when the tally is not the owner's any more.
-func (t *tally) count(owner uint32, micros int64, position uint64) bool {
+func (t *tally) count(owner uint32, millis int64, position uint64) bool {
 	for {
 		uses := t.uses.Load()
 		if uint32(uses>>countBits) != owner {
@@ -46,11 +57,16 @@ func (t *tally) count(owner uint32, micros int64, position uint64) bool {
 		}
 		// What the flush reads beside the count is written before the count, so that it
 		// covers every use that it counts.
-		if uses&countMask == 0 {
-			t.first.Store(micros)
+		old := span(t.times.Load())
+		times := newSpan(millis)
+		if uses&countMask != 0 {
+			times = old.extend(millis)
 		}
-		if t.last.Load() < micros {
-			t.last.Store(micros)
+		if times != old {
+			t.times.Store(uint64(times))
+		}
+		if times>>momentBits == mostSpan {
+			t.late.Store(millis) // nothing was flushed for more than an hour
 		}
 		if t.decided.Load() < position {
 			t.decided.Store(position)
@@ -59,6 +75,31 @@ func (t *tally) count(owner uint32, micros int64, position uint64) bool {
 			return true
 		}
 	}
+}
+
+// span is two moments in one word: 42 bits of Unix milliseconds, which last until
+// 2109, and above them how many milliseconds later the second one was, at most 70 minutes.
+type span uint64
+
+const (
+	momentBits = 42
+	mostSpan   = 1<<(64-momentBits) - 1
+)
+
+func newSpan(millis int64) span { return span(millis) & (1<<momentBits - 1) }
+
+func (s span) millis() (first, last int64) {
+	first = int64(s & (1<<momentBits - 1))
+	return first, first + int64(s>>momentBits)
+}
+
+// extend moves the second moment on. It never moves it back.
+func (s span) extend(millis int64) span {
+	first, last := s.millis()
+	if millis <= last {
+		return s
+	}
+	return newSpan(first) | span(min(millis-first, mostSpan))<<momentBits
 }
 
 // tallies hands them out. The memory grows with the keys that are in use at a
@@ -86,7 +127,7 @@ func (ts *tallies) at(number uint32) *tally {
 }
 
 // take gives a free tally to an owner.
-func (ts *tallies) take(owner uint32, micros int64) (uint32, error) {
+func (ts *tallies) take(owner uint32, millis int64) (uint32, error) {
 	s := &ts.stripes[owner%tallyStripes]
 	s.mu.Lock()
 	if len(s.free) == 0 {
@@ -100,8 +141,7 @@ func (ts *tallies) take(owner uint32, micros int64) (uint32, error) {
 	s.mu.Unlock()
 	t := ts.at(number)
 	// Before it is anybody's: a tally that seems idle would be taken away at once.
-	t.first.Store(micros)
-	t.last.Store(micros)
+	t.times.Store(uint64(newSpan(millis)))
 	t.decided.Store(0)
 	t.uses.Store(uint64(owner) << countBits)
 	return number, nil

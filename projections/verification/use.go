@@ -15,9 +15,9 @@ func (c *contents) number(ref uint32) *number {
 
 // use charges a key's limit and counts the use, or counts that it was refused
 // because of the limit. bucket is the moment on the limit's clock.
-func (c *contents) use(ref uint32, f *found, t *traits, free bool, micros int64, bucket, position uint64) (outcome domain.Outcome, number, left uint32, newest uint64, err error) {
+func (c *contents) use(ref uint32, f *found, t *traits, free bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number, left uint32, newest uint64, err error) {
 	for {
-		tally, number, err := c.tally(ref, micros)
+		tally, number, err := c.tally(ref, millis)
 		if err != nil {
 			return 0, 0, 0, 0, err
 		}
@@ -29,7 +29,7 @@ func (c *contents) use(ref uint32, f *found, t *traits, free bool, micros int64,
 			var result taking
 			left, newest, result = tally.take(ref, t.limit, bucket)
 			if result == refused {
-				c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, micros, position)
+				c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
 				return domain.OutcomeRateLimited, 0, 0, newest, nil
 			}
 			if result == gone {
@@ -39,7 +39,7 @@ func (c *contents) use(ref uint32, f *found, t *traits, free bool, micros int64,
 		}
 		// When the tally was taken away in between, what was charged went with it, and
 		// is charged again in the next one.
-		if tally.count(ref, micros, position) {
+		if tally.count(ref, millis, position) {
 			return domain.OutcomeValid, number, left, newest, nil
 		}
 		c.unlink(ref, number)
@@ -47,12 +47,12 @@ func (c *contents) use(ref uint32, f *found, t *traits, free bool, micros int64,
 }
 
 // tally gives an entry's tally, and makes it have one.
-func (c *contents) tally(ref uint32, micros int64) (*tally, uint32, error) {
+func (c *contents) tally(ref uint32, millis int64) (*tally, uint32, error) {
 	n := c.number(ref)
 	if number := n.Load(); number != 0 {
 		return c.tallies.at(number), number, nil
 	}
-	number, err := c.tallies.take(ref, micros)
+	number, err := c.tallies.take(ref, millis)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -64,7 +64,7 @@ func (c *contents) tally(ref uint32, micros int64) (*tally, uint32, error) {
 	c.tallies.release(number, ref)
 	number = n.Load()
 	if number == 0 {
-		return c.tally(ref, micros)
+		return c.tally(ref, millis)
 	}
 	return c.tallies.at(number), number, nil
 }
@@ -78,14 +78,14 @@ type counted struct {
 	key          domain.KeyID
 	outcome      domain.Outcome
 	count        uint64
-	first, last  int64
+	first, last  int64 // Unix milliseconds
 	decided      uint64
 }
 
 // collect takes the counts out of up to so many tallies from a number on, and
 // gives back those that were idle for long. It says where to go on: 0 when all
 // were seen. One goroutine at a time.
-func (c *contents) collect(from uint32, most int, micros int64, bucket uint64, uses []counted) ([]counted, uint32) {
+func (c *contents) collect(from uint32, most int, millis int64, bucket uint64, uses []counted) ([]counted, uint32) {
 	made := c.tallies.made.Load()
 	for n := from; n <= made; n++ {
 		if len(uses) >= most {
@@ -97,7 +97,7 @@ func (c *contents) collect(from uint32, most int, micros int64, bucket uint64, u
 		case word == 0:
 		case word&countMask != 0:
 			uses = c.take(n, uses)
-		case t.idle(micros, bucket) && t.uses.CompareAndSwap(word, 0):
+		case t.idle(millis, bucket) && t.uses.CompareAndSwap(word, 0):
 			owner := uint32(word >> countBits)
 			c.unlink(owner, n)
 			c.tallies.release(n, owner)
@@ -115,7 +115,8 @@ func (c *contents) take(number uint32, uses []counted) []counted {
 			return uses
 		}
 		// Read before the exchange, so that it belongs to no key but the owner.
-		first, last, decided := t.first.Load(), t.last.Load(), t.decided.Load()
+		first, last := t.span()
+		decided := t.decided.Load()
 		if !t.uses.CompareAndSwap(word, word&^uint64(countMask)) {
 			continue // more came
 		}
@@ -123,7 +124,7 @@ func (c *contents) take(number uint32, uses []counted) []counted {
 		place := c.profiles.at(e.profile()).traits().organization
 		return append(uses, counted{
 			organization: domain.OrganizationID(c.profiles.organization(place)), key: e.id(), outcome: domain.OutcomeValid,
-			count: word & countMask, first: min(first, last), last: last, decided: decided,
+			count: word & countMask, first: first, last: last, decided: decided,
 		})
 	}
 }

@@ -1,0 +1,142 @@
+package verification
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sort"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+)
+
+var manyKeys = flag.Int("keys", 1_000_000, "keys in the index for benchmarks and the memory test")
+
+var sink uint64
+
+// plainKeys are keys as they are presented, in one piece of memory.
+func plainKeys(n int) [][]byte {
+	random := rand.New(rand.NewPCG(1, 2))
+	const size = 41
+	all := make([]byte, n*size)
+	keys := make([][]byte, n)
+	for i := range keys {
+		key := all[i*size : (i+1)*size]
+		copy(key, "bsk_live_")
+		var b [16]byte
+		for j := range 2 {
+			for k, r := 0, random.Uint64(); k < 8; k++ {
+				b[j*8+k] = byte(r >> (8 * k))
+			}
+		}
+		hex.Encode(key[9:], b[:])
+		keys[i] = key
+	}
+	return keys
+}
+
+func created(position int, plain []byte, at time.Time) eventstore.Event {
+	var id domain.KeyID
+	copy(id[:], plain[9:25])
+	e := domain.KeyCreated{
+		Key: id, Organization: domain.OrganizationID(fmt.Sprintf("org_%05d", position%5000)), Digest: sha256.Sum256(plain),
+		Prefix: string(plain[:13]), Scopes: domain.Scopes{"read", "write"}, RateLimit: domain.DefaultRateLimit, At: at,
+		Name: fmt.Sprintf("the key %08d", position),
+	}
+	return eventstore.Event{Recorded: eventstore.Recorded{Position: domain.Position(position), Version: 1, Type: e.EventName()}, Event: e}
+}
+
+// filled is an index of keys that were applied, without a database.
+func filled(tb testing.TB, keys [][]byte) *Index {
+	tb.Helper()
+	x := empty(Options{})
+	x.contents.Load().reserve(len(keys))
+	now := time.Now()
+	var batch []eventstore.Event
+	for i, key := range keys {
+		batch = append(batch, created(i+1, key, now))
+		if len(batch) == 1000 || i == len(keys)-1 {
+			if err := x.Apply(batch); err != nil {
+				tb.Fatal(err)
+			}
+			batch = batch[:0]
+		}
+	}
+	return x
+}
+
+// empty is an index that has loaded an empty list.
+func empty(o Options) *Index {
+	x := New(o)
+	x.contents.Store(newContents())
+	x.reached()
+	return x
+}
+
+func verifyPlain(x *Index, key []byte, required domain.Scopes) domain.Outcome {
+	verdict, err := x.Verify(domain.Verification{Digest: sha256.Sum256(key), Required: required, Now: time.Now()})
+	if err != nil {
+		panic(err)
+	}
+	return verdict.Outcome
+}
+
+// BenchmarkVerify compares, in turns, a verification with its clock, scopes, limit and
+// count to the bare SHA-256 of the same keys in the same order.
+func BenchmarkVerify(b *testing.B) {
+	keys := plainKeys(*manyKeys)
+	x := filled(b, keys)
+	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+	runtime.GC()
+	required := domain.Scopes{domain.ScopeRead}
+	for _, key := range keys { // a tally for each
+		verifyPlain(x, key, required)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var bare, ours, ratios []float64
+	at := 0
+	const turn = 20_000
+	b.ReportAllocs()
+	b.ResetTimer()
+	for b.Loop() {
+		began := processorTime()
+		for i := range turn {
+			s := sha256.Sum256(keys[(at+i)%len(keys)])
+			sink += uint64(s[0])
+		}
+		middle := processorTime()
+		for i := range turn {
+			sink += uint64(verifyPlain(x, keys[(at+turn+i)%len(keys)], required))
+		}
+		at += 2 * turn
+		bare = append(bare, float64(middle-began)/turn)
+		ours = append(ours, float64(processorTime()-middle)/turn)
+		ratios = append(ratios, ours[len(ours)-1]/bare[len(bare)-1])
+	}
+	b.ReportMetric(median(bare), "ns/sha256")
+	b.ReportMetric(median(ours), "ns/verify")
+	b.ReportMetric(median(ratios), "ratio")
+}
+
+// processorTime is what this thread has used, so that a busy machine does not
+// count.
+func processorTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		panic(err)
+	}
+	return time.Duration(t.Nano())
+}
+
+func median(values []float64) float64 {
+	sort.Float64s(values)
+	return values[len(values)/2]
+}

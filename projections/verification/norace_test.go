@@ -1,0 +1,5 @@
+//go:build !race
+
+package verification
+
+const raceEnabled = false
