@@ -22,7 +22,8 @@ import (
 // returns a copy; jsonBody alone does not, and what is decoded from it is copied
 // by the decoder.
 type request struct {
-	fiber   *fiber.Ctx // nobody but this file, observe.go and trace.go looks at it
+	http    *fasthttp.RequestCtx // nobody but this file, observe.go and trace.go looks at these two
+	fiber   *fiber.Ctx           // nil where the path needed no router
 	server  *Server
 	route   *route
 	dialect *dialect
@@ -55,7 +56,7 @@ func (r *request) param(name string) string {
 
 // query gives a query parameter, and whether there is one.
 func (r *request) query(name string) (string, bool, error) {
-	values := r.fiber.Context().QueryArgs().PeekMulti(name)
+	values := r.http.QueryArgs().PeekMulti(name)
 	switch len(values) {
 	case 0:
 		return "", false, nil
@@ -68,7 +69,7 @@ func (r *request) query(name string) (string, bool, error) {
 // header gives a header field. The same value twice is one value; two values are
 // an error, since nobody can say which one an intermediary looked at.
 func (r *request) header(name string) (string, error) {
-	values := r.fiber.Request().Header.PeekAll(name)
+	values := r.http.Request.Header.PeekAll(name)
 	if len(values) == 0 {
 		return "", nil
 	}
@@ -81,10 +82,10 @@ func (r *request) header(name string) (string, error) {
 }
 
 // target gives the request's target as it was sent, with the query.
-func (r *request) target() string { return string(r.fiber.Request().Header.RequestURI()) }
+func (r *request) target() string { return string(r.http.Request.Header.RequestURI()) }
 
 // path gives the path as it was sent, without the query.
-func (r *request) path() string { return utils.CopyString(r.fiber.Path()) }
+func (r *request) path() string { return string(r.http.URI().PathOriginal()) }
 
 func errBodyTooLarge(most int) error {
 	return domain.Errorf(domain.CodeTooLarge, "the body must be at most %d bytes", most)
@@ -95,14 +96,14 @@ func errBodyTooLarge(most int) error {
 func (r *request) jsonBody() ([]byte, error) { return r.jsonBodyWithin(mostBodyBytes) }
 
 func (r *request) jsonBodyWithin(most int) ([]byte, error) {
-	body := r.fiber.Request().Body()
+	body := r.http.Request.Body()
 	if len(body) == 0 {
 		return nil, nil
 	}
 	if len(body) > most {
 		return nil, errBodyTooLarge(most)
 	}
-	header := &r.fiber.Request().Header
+	header := &r.http.Request.Header
 	if encoding := header.Peek(fiber.HeaderContentEncoding); len(encoding) > 0 && !bytes.EqualFold(encoding, []byte("identity")) {
 		return nil, &domain.Error{Code: domain.CodeUnsupportedMediaType, Field: fiber.HeaderContentEncoding, Message: "must be identity"}
 	}
@@ -123,7 +124,7 @@ func isJSON(contentType []byte) bool {
 // The organization is part of the command's id already.
 func (r *request) fingerprint(target string) [sha256.Size]byte {
 	h := sha256.New()
-	for _, part := range [][]byte{[]byte(r.route.method), []byte(r.route.pattern), []byte(target), r.fiber.Request().Body()} {
+	for _, part := range [][]byte{[]byte(r.route.method), []byte(r.route.pattern), []byte(target), r.http.Request.Body()} {
 		var length [8]byte
 		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
 		h.Write(length[:])
@@ -134,7 +135,7 @@ func (r *request) fingerprint(target string) [sha256.Size]byte {
 
 // source is the client's address, through trusted proxies only.
 func (r *request) source() netip.Addr {
-	remote, err := netip.ParseAddrPort(r.fiber.Context().RemoteAddr().String())
+	remote, err := netip.ParseAddrPort(r.http.RemoteAddr().String())
 	if err != nil {
 		return netip.Addr{}
 	}
@@ -143,22 +144,22 @@ func (r *request) source() netip.Addr {
 		return remote.Addr().Unmap()
 	}
 	var forwarded []string
-	for _, v := range r.fiber.Request().Header.PeekAll(fiber.HeaderXForwardedFor) {
+	for _, v := range r.http.Request.Header.PeekAll(fiber.HeaderXForwardedFor) {
 		forwarded = append(forwarded, strings.Split(string(v), ",")...)
 	}
 	return clientAddress(remote.Addr().Unmap(), forwarded, trusted)
 }
 
 // status gives the answer's status, and setStatus changes it.
-func (r *request) status() int          { return r.fiber.Response().StatusCode() }
-func (r *request) setStatus(status int) { r.fiber.Response().SetStatusCode(status) }
+func (r *request) status() int          { return r.http.Response.StatusCode() }
+func (r *request) setStatus(status int) { r.http.Response.SetStatusCode(status) }
 
 // set sets a header field of the answer.
-func (r *request) set(name, value string) { r.fiber.Response().Header.Set(name, value) }
+func (r *request) set(name, value string) { r.http.Response.Header.Set(name, value) }
 
 // answer gives the body away: it must not be changed afterwards.
 func (r *request) answer(status int, contentType string, body []byte) {
-	response := r.fiber.Response()
+	response := &r.http.Response
 	response.SetStatusCode(status)
 	if contentType != "" {
 		response.Header.SetContentType(contentType)
@@ -168,14 +169,14 @@ func (r *request) answer(status int, contentType string, body []byte) {
 
 // answerCopy is answer for a body in a buffer that is used again.
 func (r *request) answerCopy(status int, contentType string, body []byte) {
-	response := r.fiber.Response()
+	response := &r.http.Response
 	response.SetStatusCode(status)
 	response.Header.SetContentType(contentType)
 	response.SetBody(body)
 }
 
 // delegate lets a handler of fasthttp's answer.
-func (r *request) delegate(handler fasthttp.RequestHandler) { handler(r.fiber.Context()) }
+func (r *request) delegate(handler fasthttp.RequestHandler) { handler(r.http) }
 
 // fail answers with an error, in the dialect of the path. Header fields that the
 // handler has set, such as a write's position, stay.

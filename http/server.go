@@ -175,17 +175,25 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	s.mount(append(s.routes(), s.logRoutes()...))
+	routes := append(s.routes(), s.logRoutes()...)
+	s.mount(routes)
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()
 	server.CloseOnShutdown = true
 	server.HeaderReceived = headerReceived
 	server.ConnState = s.connections.changed
 	forwardAuth := s.forwardAuthHandler()
+	verify := routes[0]
 	server.Handler = func(c *fasthttp.RequestCtx) {
 		defer s.survive(c)
 		if isForwardAuth(c.Request.Header.RequestURI()) {
 			forwardAuth(c)
+			return
+		}
+		if c.IsPost() && string(c.Request.Header.RequestURI()) == verifyPath {
+			// Nothing has to be found out about this path, and finding it out is a twentieth
+			// of a verification. Its other spellings come through the router.
+			s.do(c, nil, verify)
 			return
 		}
 		if !knownMethod(string(c.Method())) {
@@ -220,8 +228,8 @@ func (s *Server) routes() []*route {
 		usage = nil
 	}
 	return []*route{
-		// First, since Fiber looks through the routes in this order.
-		{method: post, pattern: "/api/v1/keys/verify", dialect: native, handle: s.verifyKey, lean: true},
+		// First, since it is looked for first.
+		{method: post, pattern: verifyPath, dialect: native, handle: s.verifyKey, lean: true},
 		{method: post, pattern: batchPath, dialect: native, handle: s.verifyBatch},
 
 		{method: get, pattern: seed, dialect: bullseye, handle: s.bullseyeList},
@@ -272,15 +280,20 @@ func (s *Server) mount(routes []*route) {
 	}
 }
 
-// serve runs a route's handler: everything that happens to every request.
+// serve is a route's handler, as Fiber wants it.
 func (s *Server) serve(rt *route) fiber.Handler {
 	return func(c *fiber.Ctx) error {
-		r := s.arrive(c, rt)
-		defer s.depart(r)
-		if err := s.run(r); err != nil {
-			r.fail(err)
-		}
+		s.do(c.Context(), c, rt)
 		return nil
+	}
+}
+
+// do is everything that happens to every request.
+func (s *Server) do(c *fasthttp.RequestCtx, f *fiber.Ctx, rt *route) {
+	r := s.arrive(c, f, rt)
+	defer s.depart(r)
+	if err := s.run(r); err != nil {
+		r.fail(err)
 	}
 }
 
@@ -300,7 +313,7 @@ func (s *Server) run(r *request) (err error) {
 
 // refuse answers what reached no route, or was not even a whole request.
 func (s *Server) refuse(c *fiber.Ctx, err error) error {
-	r := s.arrive(c, s.unmatched)
+	r := s.arrive(c.Context(), c, s.unmatched)
 	defer s.depart(r)
 	r.dialect = dialectOf(c.Path())
 	why := refusal(err, bodyLimit(c.Path()))

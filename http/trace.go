@@ -2,6 +2,7 @@ package http
 
 import (
 	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -11,8 +12,8 @@ import (
 // startSpan puts the request under the caller's span, if it named one, and lets
 // everything that the request does be under its own.
 func (s *Server) startSpan(r *request) {
-	method := knownMethodName(r.fiber.Method())
-	ctx := propagation.TraceContext{}.Extract(r.ctx, headers{r.fiber})
+	method := knownMethodName(r.http.Method())
+	ctx := propagation.TraceContext{}.Extract(r.ctx, headers{&r.http.Request.Header})
 	ctx, span := s.tracer.Start(ctx, method+" "+r.route.pattern, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
 		attribute.String("http.request.method", method),
 		attribute.String("http.route", r.route.pattern),
@@ -31,8 +32,8 @@ func (s *Server) startSpan(r *request) {
 }
 
 // headers carries trace context out of a request.
-type headers struct{ fiber *fiber.Ctx }
+type headers struct{ *fasthttp.RequestHeader }
 
-func (h headers) Get(key string) string { return string(h.fiber.Request().Header.Peek(key)) }
+func (h headers) Get(key string) string { return string(h.Peek(key)) }
 func (headers) Set(string, string)      {}
 func (headers) Keys() []string          { return nil }

@@ -2,6 +2,7 @@ package http
 
 import (
 	"crypto/sha256"
+	"slices"
 	"strconv"
 
 	"github.com/gofiber/fiber/v2"
@@ -9,6 +10,8 @@ import (
 
 	"keyledger/domain"
 )
+
+const verifyPath = "/api/v1/keys/verify"
 
 // question is the body of a verification, and room for the answer. It belongs to
 // a request and is used again with it.
@@ -18,6 +21,11 @@ type question struct {
 	scopes []string
 	within string
 	answer []byte
+
+	// What the last question's scopes were parsed to: the same ones are asked for
+	// again and again.
+	known    []string
+	required domain.Scopes
 }
 
 // verifyKey answers POST /api/v1/keys/verify: always 200 with a verdict. It runs a
@@ -102,9 +110,14 @@ func (q *question) verification() (domain.Verification, error) {
 	var v domain.Verification
 	var err error
 	if len(q.scopes) > 0 {
-		if v.Required, err = domain.ParseScopes(q.scopes); err != nil {
-			return domain.Verification{}, err
+		if !slices.Equal(q.scopes, q.known) {
+			if q.required, err = domain.ParseScopes(q.scopes); err != nil {
+				q.known = nil
+				return domain.Verification{}, err
+			}
+			q.known = slices.Clone(q.scopes)
 		}
+		v.Required = q.required
 	}
 	if q.within != "" {
 		if v.Within, err = domain.ParseOrganizationID(q.within); err != nil {
