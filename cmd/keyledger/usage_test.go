@@ -3,6 +3,7 @@ package main_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,29 +11,52 @@ import (
 	"keyledger/internal/servertest"
 )
 
-// commands are all commands that do something.
-func commands() [][]string {
-	return [][]string{
-		{"serve"},
-		{"bootstrap"},
-		{"members", "add"},
-		{"members", "remove"},
-		{"members", "list"},
-		{"token"},
-		{"replay"},
-		{"status"},
-		{"migrate"},
-		{"stream", "rebuild"},
-		{"epoch", "raise"},
-		{"healthcheck"},
-		{"version"},
+// commands finds all commands that do something, by their --help. What one needs
+// as an argument, such as FILE, follows its name.
+func commands(t *testing.T, family ...string) [][]string {
+	t.Helper()
+	help := servertest.Run(t, servertest.Command{Args: append(slices.Clone(family), "--help")}).Stdout
+	_, list, isFamily := strings.Cut(help, "Available Commands:\n")
+	if !isFamily {
+		_, usage, _ := strings.Cut(help, "Usage:\n  keyledger")
+		usage, _, _ = strings.Cut(usage, "\n")
+		for word := range strings.FieldsSeq(usage) {
+			if strings.ToUpper(word) == word {
+				family = append(family, word)
+			}
+		}
+		return [][]string{family}
+	}
+	list, _, _ = strings.Cut(list, "\n\n")
+	var all [][]string
+	for line := range strings.Lines(list) {
+		if name := strings.Fields(line)[0]; name != "completion" && name != "help" {
+			all = append(all, commands(t, append(slices.Clone(family), name)...)...)
+		}
+	}
+	return all
+}
+
+func TestTheCommandsHaveTheirNames(t *testing.T) {
+	t.Parallel()
+	var names []string
+	for _, command := range commands(t) {
+		names = append(names, strings.Join(command, " "))
+	}
+	for _, name := range []string{
+		"serve", "bootstrap", "members add", "members remove", "members list", "token", "replay", "status", "migrate",
+		"stream rebuild", "epoch raise", "healthcheck", "version",
+	} {
+		if !slices.Contains(names, name) {
+			t.Errorf("there is no command %s among %v", name, names)
+		}
 	}
 }
 
 func TestHelpShowsEveryFlagWithItsVariable(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
-	for _, command := range commands() {
+	for _, command := range commands(t) {
 		result := servertest.Run(t, servertest.Command{Args: append(command, "--help")})
 		if result.Code != 0 || result.Stderr != "" {
 			t.Errorf("%v --help ended with %d: %s", command, result.Code, result.Stderr)
@@ -55,7 +79,7 @@ func TestHelpShowsEveryFlagWithItsVariable(t *testing.T) {
 
 func TestAnUnknownVariableIsRefusedByEveryCommand(t *testing.T) {
 	t.Parallel()
-	for _, command := range commands() {
+	for _, command := range commands(t) {
 		result := servertest.Run(t, servertest.Command{Args: command, Env: []string{"KEYLEDGER_LISTNE=127.0.0.1:1"}})
 		if result.Code != 2 || !strings.Contains(result.Stderr, "KEYLEDGER_LISTNE is unknown: did you mean KEYLEDGER_LISTEN?") {
 			t.Errorf("%v ended with %d: %s", command, result.Code, result.Stderr)
