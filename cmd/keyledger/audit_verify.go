@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -38,15 +39,33 @@ func (p *program) verifyAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var report *audit.Report
+	verify := p.verifyLedger
 	if p.config.File != "" {
-		return errors.New("not yet")
+		verify = p.verifyFile
 	}
-	report, err = p.verifyLedger(ctx, trusted)
+	report, err := verify(ctx, trusted)
 	if err != nil {
 		return err
 	}
 	return p.sayVerified(report)
+}
+
+// verifyFile verifies an exported file. It needs no ledger.
+func (p *program) verifyFile(ctx context.Context, trusted []audit.Trusted) (*audit.Report, error) {
+	keys, err := p.publicKeys(nil)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(p.config.File)
+	if err != nil {
+		return nil, fmt.Errorf("--file (KEYLEDGER_FILE): %w", err)
+	}
+	defer file.Close() //nolint:errcheck // nothing was written
+	update, finish := p.progress("verify")
+	defer finish()
+	return audit.VerifyFile(ctx, file, audit.Options{
+		Keys: keys, Trusted: trusted, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
+	})
 }
 
 func (p *program) verifyLedger(ctx context.Context, trusted []audit.Trusted) (report *audit.Report, err error) {

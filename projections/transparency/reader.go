@@ -167,3 +167,18 @@ func plain[P ~[]tlog.Hash](proof P) [][32]byte {
 	}
 	return hashes
 }
+
+// Edge gives the roots of the full subtrees that make up the tree of a size, the
+// largest first: all that one needs to go on from there.
+func (r *Reader) Edge(ctx context.Context, lane domain.Lane, size domain.Position) ([]tlog.Hash, error) {
+	var indexes []int64
+	start := int64(0)
+	for level := 62; level >= 0; level-- {
+		if int64(size)&(1<<level) != 0 {
+			indexes = append(indexes, tlog.StoredHashIndex(level, start>>level))
+			start += 1 << level
+		}
+	}
+	hashes, err := r.hashes(ctx, lane).ReadHashes(indexes)
+	return hashes, eventstore.Wrap(err, "read the edge of %s %d", lane, size)
+}
