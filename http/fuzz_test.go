@@ -3,7 +3,6 @@ package http_test
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	nethttp "net/http"
 	"reflect"
@@ -167,7 +166,7 @@ func FuzzTokens(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		want := strings.Count(text, ".") == 2 && strings.Trim(text, ".-_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
 		if want && keyhttp.LooksLikeToken(text) != want || !want && keyhttp.LooksLikeToken(text) && strings.ContainsAny(text, " \"\x00/+=") {
-			t.Error(fmt.Sprintf("%q", text))
+			t.Errorf("%q", text)
 		}
 	})
 }

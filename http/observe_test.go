@@ -186,7 +186,7 @@ func TestSpansStandUnderTheCallers(t *testing.T) {
 	}
 	attributes := map[attribute.Key]string{}
 	for _, a := range verify.Attributes() {
-		attributes[a.Key] = a.Value.Emit()
+		attributes[a.Key] = a.Value.String()
 	}
 	if verify.Parent().IsValid() || attributes["http.response.status_code"] != "200" || attributes["keyledger.verdict"] != domain.OutcomeValid.String() {
 		t.Errorf("got %v", attributes)
