@@ -101,7 +101,7 @@ func newReplayReport(r projections.Report) replayReport {
 
 func (p *program) sayReport(r projections.Report) {
 	rate := ""
-	if s := r.Took.Seconds(); s > 0 {
+	if s := r.Took.Seconds(); s > 0 && r.Position > 0 {
 		rate = fmt.Sprintf(", %.0f events a second", float64(r.Position)/s)
 	}
 	p.say("%s: replayed to position %d in %s%s.", r.Projection, r.Position, r.Took.Round(time.Millisecond), rate)

@@ -43,8 +43,7 @@ history has changed (a backup was restored) and the server is to be started agai
 // signal or a failure, and takes it down in the reverse order.
 func (p *program) runServer(ctx context.Context) (err error) {
 	started := time.Now()
-	v := buildVersion()
-	p.logger.Info("keyledger starts", "version", v.Version, "commit", v.Commit)
+	p.logger.Info("keyledger starts", "version", versionText())
 	p.logger.LogAttrs(ctx, slog.LevelInfo, "settings that differ from the defaults", p.config.Changed()...)
 
 	dir, err := datadir.Open(p.config.DataDir)

@@ -26,12 +26,17 @@ func (p *program) version() *cobra.Command {
 				Go      string `json:"go"`
 			}{v.Version, v.Commit, v.BuiltAt, runtime.Version()})
 		}
-		text := "keyledger " + v.Version
-		if v.Commit != "" {
-			text += " (" + v.Commit + ")"
-		}
-		return p.print("%s %s %s/%s\n", text, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return p.print("keyledger %s %s %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	}, []string{"json"})
+}
+
+// versionText is the version for people.
+func versionText() string {
+	v := buildVersion()
+	if v.Commit == "" {
+		return v.Version
+	}
+	return v.Version + " (" + v.Commit + ")"
 }
 
 // buildVersion says what is running: what a release has set, else what the go
