@@ -19,6 +19,7 @@ import (
 func (p *program) audit() *cobra.Command {
 	return p.family("audit", "Read, prove and verify what happened",
 		p.auditVerify(), p.auditProve(), p.auditCheck(), p.auditKey(),
+		p.auditState(), p.auditDiff(), p.auditHistory(), p.auditTail(), p.auditExport(), p.auditImport(),
 	)
 }
 
@@ -54,6 +55,12 @@ func (p *program) openAudited(ctx context.Context, needs backing.Needs) (_ *audi
 	}()
 	if a.Found, err = backing.Find(ctx, p.config, needs, p.logger); err != nil {
 		return nil, err
+	}
+	if a.Owned() {
+		// Nobody else works on it, and an older program may have left it.
+		if err := a.Database.Migrate(ctx, p.logger); err != nil {
+			return nil, err
+		}
 	}
 	if a.pool, err = eventstore.Connect(ctx, a.Database.URL, eventstore.ConnectOptions{MaxConns: 4}); err != nil {
 		return nil, err

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"time"
 
 	"keyledger/domain"
 	"keyledger/internal/backing"
@@ -58,7 +57,7 @@ func (n *node) startTrees(context.Context) error {
 	}
 	for _, lane := range domain.Lanes() {
 		tree, err := transparency.New(transparency.Options{
-			Pool: n.pool, Log: n.store, Lane: lane, Keys: keys, Memory: &treeMemory{dir: n.dir}, Logger: n.logger, Registerer: n.registry,
+			Pool: n.pool, Log: n.store, Lane: lane, Keys: keys, Memory: treeMemory{dir: n.dir}, Logger: n.logger, Registerer: n.registry,
 		})
 		if err != nil {
 			return err
@@ -68,19 +67,12 @@ func (n *node) startTrees(context.Context) error {
 	return nil
 }
 
-// rememberEvery spares the disk that the embedded Postgres commits to. A memory
-// of some seconds ago is still one.
-const rememberEvery = 5 * time.Second
-
 // treeMemory keeps the newest checkpoint of a lane in the data directory.
-type treeMemory struct {
-	dir  *datadir.Dir
-	last time.Time
-}
+type treeMemory struct{ dir *datadir.Dir }
 
 func memoryFile(lane domain.Lane) string { return "checkpoint-" + string(lane) + ".note" }
 
-func (m *treeMemory) Recall(lane domain.Lane) ([]byte, error) {
+func (m treeMemory) Recall(lane domain.Lane) ([]byte, error) {
 	signed, err := m.dir.ReadFile(memoryFile(lane))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -88,10 +80,6 @@ func (m *treeMemory) Recall(lane domain.Lane) ([]byte, error) {
 	return signed, err
 }
 
-func (m *treeMemory) Remember(lane domain.Lane, signed []byte) error {
-	if time.Since(m.last) < rememberEvery {
-		return nil
-	}
-	m.last = time.Now()
+func (m treeMemory) Remember(lane domain.Lane, signed []byte) error {
 	return m.dir.WriteFile(memoryFile(lane), signed)
 }

@@ -57,7 +57,10 @@ const (
 	mostLeaves    = 8192
 	mostLeafBytes = 16 << 20
 	stepTimeout   = 20 * time.Second
-	longBackOff   = 5 * time.Second
+	// keepEvery spares the disk that an embedded Postgres commits to. A memory of
+	// some seconds ago is still one.
+	keepEvery   = 5 * time.Second
+	longBackOff = 5 * time.Second
 )
 
 // Tree drives the tree of one lane. Make one with New.
@@ -66,6 +69,9 @@ type Tree struct {
 	logger  *slog.Logger
 	metrics *metrics
 	known   *Checkpoint // the newest that this process has seen; nil: it has not looked yet
+
+	unkept []byte // the newest that this process has signed, when the memory has not got it yet
+	kept   time.Time
 }
 
 // New makes a tree. It does nothing before Run or Advance is called.
@@ -93,9 +99,13 @@ func New(o Options) (*Tree, error) {
 // again when the database cannot be reached, and returns an error that is
 // [ErrFork] when the log is not what was signed.
 func (t *Tree) Run(ctx context.Context) error {
+	defer t.keep()
 	wait := t.options.Interval
 	for {
 		more, err := t.step(ctx, t.options.Interval)
+		if time.Since(t.kept) >= keepEvery {
+			t.keep()
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -125,6 +135,7 @@ func (t *Tree) Run(ctx context.Context) error {
 
 // Advance brings the tree up to the log's head as it is now and signs it.
 func (t *Tree) Advance(ctx context.Context) error {
+	defer t.keep()
 	for {
 		if more, err := t.step(ctx, 0); err != nil || !more {
 			return err
@@ -164,7 +175,7 @@ func (t *Tree) step(ctx context.Context, fresh time.Duration) (more bool, err er
 	}
 	sameLog := s.tree.Ledger == s.head.Ledger && s.tree.Epoch == s.head.Epoch
 	behind := s.head.Position - s.tree.Size
-	if behind == 0 && sameLog || sameLog && behind < mostLeaves && t.options.Clock().Sub(s.signedAt) < fresh {
+	if s.head.Position == 0 || behind == 0 && sameLog || sameLog && behind < mostLeaves && t.options.Clock().Sub(s.signedAt) < fresh {
 		return false, nil // another node has just signed, or there is nothing to sign
 	}
 
@@ -199,7 +210,8 @@ func (t *Tree) step(ctx context.Context, fresh time.Duration) (more bool, err er
 		return true, err
 	}
 	t.metrics.signed(next.Size)
-	return more, t.remember(next, signed)
+	t.known, t.unkept = &next, signed
+	return more, nil
 }
 
 // stand reads where log and tree are.
@@ -378,13 +390,15 @@ func (t *Tree) recall() (Checkpoint, error) {
 	return Read(signed)
 }
 
-func (t *Tree) remember(c Checkpoint, signed []byte) error {
-	t.known = &c
-	if t.options.Memory == nil {
-		return nil
+// keep has the memory hold what was signed last.
+func (t *Tree) keep() {
+	if t.unkept == nil || t.options.Memory == nil {
+		return
 	}
-	if err := t.options.Memory.Remember(t.options.Lane, signed); err != nil {
+	t.kept = time.Now()
+	if err := t.options.Memory.Remember(t.options.Lane, t.unkept); err != nil {
 		t.logger.Warn("the checkpoint was not kept beside the database", "error", err)
+		return
 	}
-	return nil
+	t.unkept = nil
 }
