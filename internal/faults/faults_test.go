@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,7 +98,13 @@ func TestAPausedNodeStopsNobody(t *testing.T) {
 		"KEYLEDGER_JWT_SECRET=a secret of both nodes, for their tokens",
 	}
 	nodes := []*servertest.Server{servertest.Start(t, servertest.Options{Env: env}), servertest.Start(t, servertest.Options{Env: env})}
-	l := startLoad(t, nodes[0].Bootstrap(organization, "--rate-limit", "0"), nodes[0].URL(), nodes[1].URL())
+	key := nodes[0].Bootstrap(organization, "--rate-limit", "0")
+	second := client{t: t, base: nodes[1].URL(), key: key}
+	second.await("the new key on the second node", func() bool {
+		_, _, body := second.verify()
+		return strings.Contains(body, `"VALID"`)
+	})
+	l := startLoad(t, key, nodes[0].URL(), nodes[1].URL())
 	for round := range rounds(t) {
 		paused, other := round%2, 1-round%2
 		l.await(paused, someCommands())
