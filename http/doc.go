@@ -18,6 +18,11 @@
 //     was created verifies, and one that was revoked does not.
 //   - A handler that panics costs its own request, and nothing else.
 //   - No log line, metric or error holds a credential.
+//   - A key that is known is never delayed or refused because of where it comes from.
+//     One that is not costs no query and no memory, and is refused like text that
+//     cannot be a key; whoever presents many of them is slowed on those answers alone.
+//   - What a gateway's client writes into its own path, query or headers never loosens
+//     what the gateway asks for.
 //
 // # Choices
 //
@@ -38,7 +43,9 @@
 //	keys.go       create, revoke, list, get: what the dialects share
 //	bullseye.go   one dialect each: bodies out, errors out
 //	bunship.go
-//	native.go     problem details, minimum positions; verify.go: the verdict on a key
+//	native.go     problem details, minimum positions; usage.go: counts of uses
+//	verify.go     the verdict on a key; batch.go, forwardauth.go, message.go: other
+//	              doors to it; throttle.go: sources of unknown keys
 //	health.go     probes, version, metrics
 //	observe.go    request ids, access log, metrics; trace.go: spans
 //	connections.go  connections that can be drained
