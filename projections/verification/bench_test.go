@@ -80,6 +80,8 @@ func empty(o Options) *Index {
 	return x
 }
 
+func digestOf(plain []byte) domain.Digest { return sha256.Sum256(plain) }
+
 func verifyPlain(x *Index, key []byte, required domain.Scopes) domain.Outcome {
 	verdict, err := x.Verify(domain.Verification{Digest: sha256.Sum256(key), Required: required, Now: time.Now()})
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 //	4-5  its id
 //	6     9 bits  length of its name
 //	     55 bits  when it expires: instant
-//	7    28 bits  its profile
-//	     36 bits  where its name stands
+//	7    28 bits  its profile, and 2 that are not used
+//	     34 bits  where its name stands
 //
 // The last word is never the same twice, since no two names share a place and
 // every change brings another version and so another profile. So it tells whether all that was

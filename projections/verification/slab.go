@@ -70,7 +70,7 @@ type arena struct {
 }
 
 const (
-	chunkBits  = 22
+	chunkBits  = 20
 	offsetBits = chunkBits + 14 // 14 bits: directorySize
 )
 

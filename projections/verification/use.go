@@ -134,9 +134,9 @@ func (c *contents) collectRefusals(uses []counted) []counted {
 	for i := range c.refusals {
 		s := &c.refusals[i]
 		s.mu.Lock()
-		counts := s.counts
-		if len(counts) > 0 {
-			s.counts = make(map[refusalKey]refusal)
+		var counts map[refusalKey]refusal
+		if len(s.counts) > 0 {
+			counts, s.counts = s.counts, map[refusalKey]refusal{}
 		}
 		s.mu.Unlock()
 		for k, r := range counts {
