@@ -47,10 +47,15 @@ func (l *Log) Read(ctx context.Context, lane domain.Lane, after domain.Position)
 const pageSize = 256
 
 func (l *Log) page(ctx context.Context, ledger domain.ID, lane domain.Lane, after domain.Position) ([]eventstore.Recorded, error) {
-	rows, err := l.pool.Query(ctx, `SELECT `+columnsSQL+` FROM events WHERE lane = $1 AND position > $2 ORDER BY position LIMIT $3`,
+	return scan(ctx, l.pool, ledger, lane, `SELECT `+columnsSQL+` FROM events WHERE lane = $1 AND position > $2 ORDER BY position LIMIT $3`,
 		string(lane), int64(after), pageSize)
+}
+
+// scan reads events.
+func scan(ctx context.Context, pool *pgxpool.Pool, ledger domain.ID, lane domain.Lane, query string, args ...any) ([]eventstore.Recorded, error) {
+	rows, err := pool.Query(ctx, query, args...)
 	if err != nil {
-		return nil, eventstore.Wrap(err, "read %s after %d", lane, after)
+		return nil, eventstore.Wrap(err, "read events of %s", lane)
 	}
 	defer rows.Close()
 	var events []eventstore.Recorded
@@ -58,10 +63,10 @@ func (l *Log) page(ctx context.Context, ledger domain.ID, lane domain.Lane, afte
 		r := eventstore.Recorded{Ledger: ledger, Lane: lane}
 		if err := rows.Scan(&r.Position, &r.Epoch, (*[16]byte)(&r.ID), (*string)(&r.Stream), &r.Version, (*string)(&r.Organization),
 			&r.Type, &r.Schema, &r.RecordedAt, &r.Data, &r.Metadata, &r.Sealed); err != nil {
-			return nil, eventstore.Wrap(err, "read %s after %d", lane, after)
+			return nil, eventstore.Wrap(err, "read events of %s", lane)
 		}
 		r.RecordedAt = r.RecordedAt.UTC()
 		events = append(events, r)
 	}
-	return events, eventstore.Wrap(rows.Err(), "read %s after %d", lane, after)
+	return events, eventstore.Wrap(rows.Err(), "read events of %s", lane)
 }

@@ -93,7 +93,7 @@ func (s *Server) bunshipList(r *request) error {
 	if err != nil {
 		return err
 	}
-	now := s.clock()
+	now := l.moment
 	body := make([]byte, 0, 256+len(l.keys)*bunshipKeyBytes)
 	body = append(body, `{"success":true,"data":[`...)
 	for i := range l.keys {

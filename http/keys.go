@@ -211,9 +211,10 @@ func (s *Server) page(r *request, organization domain.OrganizationID) (page, err
 
 // listing is a list's answer.
 type listing struct {
-	keys  []domain.KeyView // newest first
-	limit int              // 0: not paginated
-	next  string           // the next page's cursor; empty when this is the last one
+	keys   []domain.KeyView // newest first
+	moment time.Time        // that the list shows: now, or what ?at says
+	limit  int              // 0: not paginated
+	next   string           // the next page's cursor; empty when this is the last one
 }
 
 // list gives the keys of the organization of the path, revoked ones too.
@@ -234,15 +235,19 @@ func (s *Server) list(r *request) (listing, error) {
 	if page.limit > 0 {
 		query.Most = page.limit + 1 // one more tells whether there is a next page
 	}
-	keys, err := s.keys.List(r.ctx, query)
+	keys, moment, err := s.keysAt(r, query)
 	if err != nil {
 		return listing{}, err
 	}
-	l := listing{keys: keys, limit: page.limit}
+	l := listing{keys: keys, moment: moment, limit: page.limit}
 	if page.limit > 0 && len(keys) > page.limit {
 		l.keys = keys[:page.limit]
 		l.next = s.cursors.write(p.organization, l.keys[page.limit-1].ID)
-		r.set(fiber.HeaderLink, "<"+r.path()+"?"+url.Values{"limit": {strconv.Itoa(page.limit)}, "cursor": {l.next}}.Encode()+`>; rel="next"`)
+		again := url.Values{"limit": {strconv.Itoa(page.limit)}, "cursor": {l.next}}
+		if at, given, _ := r.query("at"); given {
+			again.Set("at", at)
+		}
+		r.set(fiber.HeaderLink, "<"+r.path()+"?"+again.Encode()+`>; rel="next"`)
 	}
 	return l, nil
 }

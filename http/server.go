@@ -56,6 +56,8 @@ type Options struct {
 	Usage Usage
 	// Log is the transparency log. nil: there are no routes for it.
 	Log TransparencyLog
+	// Audit tells what happened. nil: there is no audit log, and lists show the present alone.
+	Audit AuditLog
 
 	// Epoch is the epoch of the ledger's history. Positions of another one mean
 	// nothing here and are refused.
@@ -175,7 +177,7 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	routes := append(s.routes(), s.logRoutes()...)
+	routes := slices.Concat(s.routes(), s.logRoutes(), s.auditRoutes())
 	s.mount(routes)
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()

@@ -252,7 +252,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	}
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
-		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Usage: usage.NewCounts(n.pool, n.store, n.usage),
+		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(), Usage: usage.NewCounts(n.pool, n.store, n.usage),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired,
 		Tokens: keyhttp.TokenOptions{
