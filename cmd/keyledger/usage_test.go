@@ -5,33 +5,51 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"keyledger/internal/config"
 	"keyledger/internal/servertest"
 )
 
-// commands finds all commands that do something, by their --help. What one needs
-// as an argument, such as FILE, follows its name.
-func commands(t *testing.T, family ...string) [][]string {
+// command is a command that does something. What it needs as an argument, such as
+// FILE, follows its name.
+type command struct {
+	args []string
+	help servertest.Result
+}
+
+var found struct {
+	once     sync.Once
+	commands []command
+}
+
+// commands finds all commands by their --help.
+func commands(t *testing.T) []command {
 	t.Helper()
-	help := servertest.Run(t, servertest.Command{Args: append(slices.Clone(family), "--help")}).Stdout
-	_, list, isFamily := strings.Cut(help, "Available Commands:\n")
+	found.once.Do(func() { found.commands = commandsOf(t) })
+	return found.commands
+}
+
+func commandsOf(t *testing.T, family ...string) []command {
+	t.Helper()
+	help := servertest.Run(t, servertest.Command{Args: append(slices.Clone(family), "--help")})
+	_, list, isFamily := strings.Cut(help.Stdout, "Available Commands:\n")
 	if !isFamily {
-		_, usage, _ := strings.Cut(help, "Usage:\n  keyledger")
+		_, usage, _ := strings.Cut(help.Stdout, "Usage:\n  keyledger")
 		usage, _, _ = strings.Cut(usage, "\n")
 		for word := range strings.FieldsSeq(usage) {
 			if strings.ToUpper(word) == word {
 				family = append(family, word)
 			}
 		}
-		return [][]string{family}
+		return []command{{family, help}}
 	}
 	list, _, _ = strings.Cut(list, "\n\n")
-	var all [][]string
+	var all []command
 	for line := range strings.Lines(list) {
 		if name := strings.Fields(line)[0]; name != "completion" && name != "help" {
-			all = append(all, commands(t, append(slices.Clone(family), name)...)...)
+			all = append(all, commandsOf(t, append(slices.Clone(family), name)...)...)
 		}
 	}
 	return all
@@ -40,8 +58,8 @@ func commands(t *testing.T, family ...string) [][]string {
 func TestTheCommandsHaveTheirNames(t *testing.T) {
 	t.Parallel()
 	var names []string
-	for _, command := range commands(t) {
-		names = append(names, strings.Join(command, " "))
+	for _, c := range commands(t) {
+		names = append(names, strings.Join(c.args, " "))
 	}
 	for _, name := range []string{
 		"serve", "bootstrap", "members add", "members remove", "members list", "token", "replay", "status", "migrate",
@@ -56,19 +74,18 @@ func TestTheCommandsHaveTheirNames(t *testing.T) {
 func TestHelpShowsEveryFlagWithItsVariable(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
-	for _, command := range commands(t) {
-		result := servertest.Run(t, servertest.Command{Args: append(command, "--help")})
-		if result.Code != 0 || result.Stderr != "" {
-			t.Errorf("%v --help ended with %d: %s", command, result.Code, result.Stderr)
+	for _, c := range commands(t) {
+		if c.help.Code != 0 || c.help.Stderr != "" {
+			t.Errorf("%v --help ended with %d: %s", c.args, c.help.Code, c.help.Stderr)
 		}
 		// A flag's manual may go over several lines: what lies between two flags is one.
-		for i, flag := range strings.Split(result.Stdout, "\n      --") {
+		for i, flag := range strings.Split(c.help.Stdout, "\n      --") {
 			flag, _, _ = strings.Cut(flag, "\n  -h, --help")
 			if i > 0 && !strings.Contains(flag, "[$") {
-				t.Errorf("%v: no variable is shown for --%s", command, flag)
+				t.Errorf("%v: no variable is shown for --%s", c.args, flag)
 			}
 		}
-		all.WriteString(strings.Join(strings.Fields(result.Stdout), " "))
+		all.WriteString(strings.Join(strings.Fields(c.help.Stdout), " "))
 	}
 	for _, s := range config.Settings() {
 		if !strings.Contains(all.String(), "--"+s.Flag+" ") || !strings.Contains(all.String(), "$"+s.Variable) {
@@ -79,10 +96,10 @@ func TestHelpShowsEveryFlagWithItsVariable(t *testing.T) {
 
 func TestAnUnknownVariableIsRefusedByEveryCommand(t *testing.T) {
 	t.Parallel()
-	for _, command := range commands(t) {
-		result := servertest.Run(t, servertest.Command{Args: command, Env: []string{"KEYLEDGER_LISTNE=127.0.0.1:1"}})
+	for _, c := range commands(t) {
+		result := servertest.Run(t, servertest.Command{Args: c.args, Env: []string{"KEYLEDGER_LISTNE=127.0.0.1:1"}})
 		if result.Code != 2 || !strings.Contains(result.Stderr, "KEYLEDGER_LISTNE is unknown: did you mean KEYLEDGER_LISTEN?") {
-			t.Errorf("%v ended with %d: %s", command, result.Code, result.Stderr)
+			t.Errorf("%v ended with %d: %s", c.args, result.Code, result.Stderr)
 		}
 	}
 }
