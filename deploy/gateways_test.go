@@ -267,8 +267,15 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+// answer is what a client gets.
+type answer struct {
+	status int
+	header nethttp.Header
+	body   string
+}
+
 // ask sends a request with header lines exactly as they are.
-func (s *site) ask(t *testing.T, target string, lines ...string) *nethttp.Response {
+func (s *site) ask(t *testing.T, target string, lines ...string) answer {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.gateway)
 	if err != nil {
@@ -288,8 +295,7 @@ func (s *site) ask(t *testing.T, target string, lines ...string) *nethttp.Respon
 	if err != nil {
 		t.Fatal(err)
 	}
-	response.Body = io.NopCloser(bytes.NewReader(body))
-	return response
+	return answer{response.StatusCode, response.Header, string(body)}
 }
 
 // reached gives the last request that the application saw since the last call, if any.
@@ -309,18 +315,18 @@ func TestNGINXLetsPassWhoMay(t *testing.T) {
 	s := newSite(t)
 	s.startNGINX(t)
 	guards(t, s)
-	limit := s.ask(t, "/", "X-API-Key: "+reader).Header
+	limit := s.ask(t, "/", "X-API-Key: "+reader).header
 	if limit.Get("X-RateLimit-Limit") != "100" || limit.Get("X-RateLimit-Remaining") != "42" || limit.Get("X-RateLimit-Reset") == "" {
 		t.Errorf("the client learns of its limit: %v", limit)
 	}
 	for _, path := range []string{"/_keyledger/read", "/_keyledger/read?scope=write"} {
-		if r := s.ask(t, path, "X-API-Key: "+reader); r.StatusCode != 404 {
-			t.Errorf("%s answers %d to a client", path, r.StatusCode)
+		if r := s.ask(t, path, "X-API-Key: "+reader); r.status != 404 {
+			t.Errorf("%s answers %d to a client", path, r.status)
 		}
 	}
 	conflict := s.ask(t, "/", "X-API-Key: "+reader, "Authorization: Bearer "+writer)
-	if conflict.StatusCode != 400 {
-		t.Errorf("two credentials get %d", conflict.StatusCode)
+	if conflict.status != 400 {
+		t.Errorf("two credentials get %d", conflict.status)
 	}
 	guardsAlone(t, s)
 }
@@ -365,8 +371,8 @@ func guards(t *testing.T, s *site) {
 		{"a node that knows too little", "X-API-Key: " + unasked, 503, "", "1"},
 	} {
 		r := s.ask(t, "/files?scope=write&deny=200", test.line)
-		if r.StatusCode != test.status || r.Header.Get("WWW-Authenticate") != test.challenge || r.Header.Get("Retry-After") != test.retry {
-			t.Errorf("%s gets %d %v", test.name, r.StatusCode, r.Header)
+		if r.status != test.status || r.header.Get("WWW-Authenticate") != test.challenge || r.header.Get("Retry-After") != test.retry {
+			t.Errorf("%s gets %d %v", test.name, r.status, r.header)
 		}
 		if seen := s.reached(); seen != nil {
 			t.Errorf("%s reaches the application: %v", test.name, seen.Header)
@@ -375,17 +381,16 @@ func guards(t *testing.T, s *site) {
 
 	for _, target := range []string{"/files?scope=openid%20email&organization=x&deny=1", "/scope=write/-/", "/a/../b", "/?next=https://h/forward-auth"} {
 		r := s.ask(t, target, "Authorization: Bearer "+reader)
-		body, _ := io.ReadAll(r.Body)
 		seen := s.reached()
-		if r.StatusCode != 200 || string(body) != "the application's answer" || seen == nil {
-			t.Fatalf("%s with a good key gets %d %s", target, r.StatusCode, body)
+		if r.status != 200 || r.body != "the application's answer" || seen == nil {
+			t.Fatalf("%s with a good key gets %d %s", target, r.status, r.body)
 		}
 		madeUp(t, seen)
 	}
-	for _, answer := range []string{"401", "403", "500", "503"} {
-		r := s.ask(t, "/?answer="+answer, "X-API-Key: "+reader)
-		if body, _ := io.ReadAll(r.Body); fmt.Sprint(r.StatusCode) != answer || string(body) != "the application's answer" {
-			t.Errorf("the application's %s becomes %d %s", answer, r.StatusCode, body)
+	for _, status := range []string{"401", "403", "500", "503"} {
+		r := s.ask(t, "/?answer="+status, "X-API-Key: "+reader)
+		if fmt.Sprint(r.status) != status || r.body != "the application's answer" {
+			t.Errorf("the application's %s becomes %d %s", status, r.status, r.body)
 		}
 		s.reached()
 	}
@@ -402,8 +407,8 @@ func guards(t *testing.T, s *site) {
 			t.Fatalf("%s: a good key does not reach the application", name)
 		}
 		madeUp(t, seen)
-		if r := s.ask(t, "/", name+": made-up"); r.StatusCode != 401 || s.reached() != nil {
-			t.Errorf("%s without a key gets %d", name, r.StatusCode)
+		if r := s.ask(t, "/", name+": made-up"); r.status != 401 || s.reached() != nil {
+			t.Errorf("%s without a key gets %d", name, r.status)
 		}
 	}
 
@@ -413,8 +418,8 @@ func guards(t *testing.T, s *site) {
 		r := s.ask(t, "/", "X-API-Key: "+reader, line)
 		if seen := s.reached(); seen != nil {
 			madeUp(t, seen)
-		} else if r.StatusCode != 400 {
-			t.Errorf("%s gets %d", line, r.StatusCode)
+		} else if r.status != 400 {
+			t.Errorf("%s gets %d", line, r.status)
 		}
 	}
 }
@@ -424,8 +429,8 @@ func guardsAlone(t *testing.T, s *site) {
 	t.Helper()
 	s.reached()
 	s.stop()
-	if r := s.ask(t, "/", "X-API-Key: "+reader); r.StatusCode != 503 || r.Header.Get("Retry-After") == "" || s.reached() != nil {
-		t.Errorf("without Keyledger a good key gets %d %v", r.StatusCode, r.Header)
+	if r := s.ask(t, "/", "X-API-Key: "+reader); r.status != 503 || r.header.Get("Retry-After") == "" || s.reached() != nil {
+		t.Errorf("without Keyledger a good key gets %d %v", r.status, r.header)
 	}
 }
 
