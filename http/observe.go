@@ -41,8 +41,8 @@ func (s *Server) arrive(c *fasthttp.RequestCtx, f *fiber.Ctx, rt *route) *reques
 		r.drawID()
 		response.SetCanonical([]byte(headerRequestID), r.drawnID[:])
 	}
-	if parent := header.Peek(headerTraceparent); len(parent) > 0 {
-		r.trace = traceID(string(parent))
+	if !rt.lean {
+		r.readTrace()
 	}
 	path := rt.pattern
 	if f != nil {
@@ -115,7 +115,7 @@ func (s *Server) log(r *request, level slog.Level, status int, took time.Duratio
 		slog.String("source", r.source().String()),
 		slog.String("verdict", r.verdict.String()),
 	)
-	if r.trace != "" {
+	if r.readTrace(); r.trace != "" {
 		attrs = append(attrs, slog.String("trace_id", r.trace))
 	}
 	if r.organization != "" {
@@ -198,6 +198,13 @@ func (r *request) id() string {
 		return r.givenID
 	}
 	return string(r.drawnID[:])
+}
+
+// readTrace finds out which trace the request belongs to, once somebody wants to know.
+func (r *request) readTrace() {
+	if r.trace == "" {
+		r.trace = traceID(string(r.http.Request.Header.Peek(headerTraceparent)))
+	}
 }
 
 // traceID reads the trace id of a W3C traceparent; empty when it is malformed.
