@@ -75,6 +75,7 @@ func TestTheCommandsOfTheREADMEDoWhatItSays(t *testing.T) {
 	if ran < 6 || compared < 5 {
 		t.Errorf("only %d blocks of the README were run and %d answers compared", ran, compared)
 	}
+	alertsAreAboutMetrics(t, shell)
 }
 
 func TestTheSubscriberOfTheREADMEHearsOfRevocations(t *testing.T) {
