@@ -20,6 +20,7 @@ import (
 // goroutine moves on, and a deadline goes to the system when it has changed by more
 // than a second.
 type connections struct {
+	timeouts
 	started time.Time
 	now     atomic.Int64 // nanoseconds since started, as of the last tick
 	ticking sync.Once
@@ -31,23 +32,26 @@ type connections struct {
 	stopped   bool
 }
 
+// timeouts are how long a client may take.
+type timeouts struct {
+	request time.Duration // for a request to arrive whole, from its first byte
+	answer  time.Duration // for its answer to be taken, from the same moment
+	idle    time.Duration // for the next request to begin
+}
+
 const (
 	tick          = 200 * time.Millisecond
 	deadlineSlack = int64(time.Second)
-
-	// readTimeout is for a request to arrive whole, from its first byte; answerTimeout
-	// for its answer to be taken, from the same moment; idleTimeout for the next
-	// request to begin.
-	readTimeout   = 10 * time.Second
-	answerTimeout = requestTimeout + 30*time.Second
-	idleTimeout   = 2 * time.Minute
 
 	lingerFor   = time.Second
 	lingerBytes = 16 << 20
 )
 
 func newConnections() *connections {
-	return &connections{started: time.Now(), done: make(chan struct{}), open: map[*connection]struct{}{}}
+	return &connections{
+		timeouts: timeouts{request: 10 * time.Second, answer: requestTimeout + 30*time.Second, idle: 2 * time.Minute},
+		started:  time.Now(), done: make(chan struct{}), open: map[*connection]struct{}{},
+	}
 }
 
 type listener struct {
@@ -70,6 +74,7 @@ type connection struct {
 type deadline struct{ wanted, applied atomic.Int64 }
 
 func (cs *connections) listen(ln net.Listener) net.Listener {
+	cs.moveOn(time.Now())
 	cs.ticking.Do(func() { go cs.tick() })
 	l := &listener{Listener: ln, owner: cs}
 	cs.mu.Lock()
@@ -89,10 +94,12 @@ func (cs *connections) tick() {
 		case <-cs.done:
 			return
 		case now := <-ticker.C:
-			cs.now.Store(int64(now.Sub(cs.started)))
+			cs.moveOn(now)
 		}
 	}
 }
+
+func (cs *connections) moveOn(now time.Time) { cs.now.Store(int64(now.Sub(cs.started))) }
 
 // Close may be called by several owners.
 func (l *listener) Close() error {
@@ -105,9 +112,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A process that was stopped for a while may be here before its next tick.
+	l.owner.moveOn(time.Now())
 	c := &connection{Conn: conn, owner: l.owner}
-	c.within(&c.read, readTimeout)
-	c.within(&c.write, answerTimeout)
+	c.within(&c.read, l.owner.request)
+	c.within(&c.write, l.owner.answer)
 	l.owner.mu.Lock()
 	defer l.owner.mu.Unlock()
 	l.owner.open[c] = struct{}{}
@@ -126,10 +135,10 @@ func (cs *connections) changed(conn net.Conn, state fasthttp.ConnState) {
 	}
 	switch state {
 	case fasthttp.StateActive:
-		c.within(&c.read, readTimeout)
-		c.within(&c.write, answerTimeout)
+		c.within(&c.read, cs.request)
+		c.within(&c.write, cs.answer)
 	case fasthttp.StateIdle:
-		c.within(&c.read, idleTimeout)
+		c.within(&c.read, cs.idle)
 	default:
 	}
 }

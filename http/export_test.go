@@ -1,6 +1,10 @@
 package http
 
-import "keyledger/domain"
+import (
+	"time"
+
+	"keyledger/domain"
+)
 
 // What fuzz tests look at from inside.
 
@@ -49,3 +53,8 @@ func LooksLikeToken(text string) bool { return looksLikeToken(text) }
 
 // TraceID reads a traceparent.
 func TraceID(parent string) string { return traceID(parent) }
+
+// SetTimeouts makes a server that does not serve yet impatient.
+func SetTimeouts(s *Server, request, idle time.Duration) {
+	s.connections.request, s.connections.idle = request, idle
+}
