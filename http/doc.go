@@ -40,13 +40,14 @@
 //	request.go    the edge: one request, copied; one answer
 //	decode.go     strict JSON in; encode.go: JSON out, by appending
 //	auth.go       who asks, and may they; jwt.go, jwks.go: tokens
-//	keys.go       create, revoke, list, get: what the dialects share
+//	keys.go       create, revoke, list, get: what the dialects share; cursor.go: pages
+//	dialect.go    where the dialects differ, and the create request that they share
 //	bullseye.go   one dialect each: bodies out, errors out
 //	bunship.go
 //	native.go     problem details, minimum positions; usage.go: counts of uses
 //	verify.go     the verdict on a key; batch.go, forwardauth.go, message.go: other
 //	              doors to it; throttle.go: sources of unknown keys
 //	health.go     probes, version, metrics
-//	observe.go    request ids, access log, metrics; trace.go: spans
-//	connections.go  connections that can be drained
+//	observe.go    request ids, access log, metrics; trace.go: spans; address.go: proxies
+//	connections.go  deadlines, and connections that can be drained
 package http
