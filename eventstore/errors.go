@@ -25,8 +25,8 @@ var ErrGap = errors.New("the log has a gap")
 const codeEpochChanged = "KL001" // raised by append_events
 
 // Wrap gives an error of Postgres its place in the one vocabulary: whatever means
-// that the ledger cannot be asked now is CodeUnavailable; the caller's own
-// deadline too; the rest is a fault of ours.
+// that the ledger cannot be asked now is CodeUnavailable, the caller's own
+// deadline and a changed epoch too; the rest is a fault of ours.
 func Wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -34,10 +34,12 @@ func Wrap(err error, format string, args ...any) error {
 	context := fmt.Sprintf(format, args...)
 	var known *domain.Error
 	switch {
-	case errors.As(err, &known), errors.Is(err, ErrEpochChanged), errors.Is(err, domain.ErrGuardMoved):
+	case errors.As(err, &known), errors.Is(err, domain.ErrGuardMoved):
 		return fmt.Errorf("%s: %w", context, err)
+	case errors.Is(err, ErrEpochChanged):
+		return domain.Unavailable(fmt.Errorf("%s: %w", context, err))
 	case isEpochChanged(err):
-		return fmt.Errorf("%s: %w: %w", context, ErrEpochChanged, err)
+		return domain.Unavailable(fmt.Errorf("%s: %w: %w", context, ErrEpochChanged, err))
 	case isUnavailable(err):
 		return domain.Unavailable(fmt.Errorf("%s: %w", context, err))
 	}

@@ -73,7 +73,7 @@ func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Posit
 			}
 			if len(events) == 0 {
 				// What was announced is not visible: a head of another history.
-				yield(nil, fmt.Errorf("follow %s after %d: %w", lane, after, ErrEpochChanged))
+				yield(nil, Wrap(ErrEpochChanged, "follow %s after %d", lane, after))
 				return
 			}
 			if !yield(events, nil) {
@@ -93,7 +93,7 @@ func (s *Store) Head(ctx context.Context, lane domain.Lane) (Head, error) {
 		return Head{}, Wrap(err, "read the head of %s", lane)
 	}
 	if h.Ledger != s.ledger || h.Epoch != s.epoch {
-		return Head{}, fmt.Errorf("read the head of %s: %w", lane, ErrEpochChanged)
+		return Head{}, Wrap(ErrEpochChanged, "read the head of %s", lane)
 	}
 	s.tails[lane].known(h.Position)
 	return h, nil
