@@ -42,7 +42,9 @@ func verify(t *testing.T, server *servertest.Server, code int, arguments ...stri
 // awaitCheckpoint gives a checkpoint that covers so many events of the lifecycle.
 func awaitCheckpoint(t *testing.T, server *servertest.Server, size string) string {
 	t.Helper()
-	for started := time.Now(); time.Since(started) < 30*time.Second; {
+	poll := time.NewTicker(50 * time.Millisecond)
+	defer poll.Stop()
+	for started := time.Now(); time.Since(started) < 30*time.Second; <-poll.C {
 		note := string(call(t, http.MethodGet, server.URL()+"/api/v1/log/lifecycle/checkpoint", "").body)
 		if lines := strings.Split(note, "\n"); len(lines) > 2 && lines[1] == size {
 			return note
@@ -124,10 +126,13 @@ func TestWhatHappenedIsProvenAndVerified(t *testing.T) {
 	}
 	defer conn.Close(t.Context()) //nolint:errcheck // the test ends
 	if _, err := conn.Exec(t.Context(), `SET session_replication_role = replica;
-		UPDATE events SET metadata = set_byte(metadata, octet_length(metadata) - 3, get_byte(metadata, octet_length(metadata) - 3) # 1) WHERE lane = 'lifecycle' AND position = 3`); err != nil {
+		UPDATE events SET data = set_byte(data, octet_length(data) - 4, get_byte(data, octet_length(data) - 4) # 1) WHERE lane = 'lifecycle' AND position = 3`); err != nil {
 		t.Fatal(err)
 	}
 	v = verify(t, server, 1, "--checkpoint", checkpoint)
+	if last := v.Faults[len(v.Faults)-1]; last.Position != 3 || last.Fault != "the stream's message is not the log's event" {
+		t.Errorf("the stream was told something else, and the audit says %+v", v)
+	}
 	if v.OK || len(v.Faults) == 0 || v.Faults[0].Lane != "lifecycle" || v.Faults[0].Position != 3 {
 		t.Errorf("the audit says %+v", v)
 	}

@@ -24,14 +24,15 @@ func (p *program) auditVerify() *cobra.Command {
 		Long: `Read the whole log and hold it against its own rules, against the tree over it, and
 against every checkpoint: those that the database has, and those that --checkpoint
 names, which are the ones that count, since they were kept elsewhere. Then hold
-the projections against a fresh fold. Servers may run meanwhile.
+the projections against a fresh fold, and the streams on NATS against the log.
+Servers may run meanwhile.
 
 It ends in one line and in an exit code: 0 when everything is as it was signed, 1
 when not. With --file it verifies an exported file alone.`,
 		Example: `  keyledger audit verify --checkpoint kept-elsewhere.note
   DATABASE_URL=postgres://... keyledger audit verify --key 3v0Y...= --json`,
 	}
-	return p.command(cmd, p.verifyAll, []string{"checkpoint", "key", "file", "json", "checkpoint-key"}, ledgerFlags)
+	return p.command(cmd, p.verifyAll, []string{"checkpoint", "key", "file", "json", "checkpoint-key"}, ledgerFlags, natsFlags)
 }
 
 func (p *program) verifyAll(ctx context.Context) error {
@@ -69,7 +70,8 @@ func (p *program) verifyFile(ctx context.Context, trusted []audit.Trusted) (*aud
 }
 
 func (p *program) verifyLedger(ctx context.Context, trusted []audit.Trusted) (report *audit.Report, err error) {
-	a, err := p.openAudited(ctx, backing.Needs{})
+	// Of a database that was named alone, nobody knows where its streams are.
+	a, err := p.openAudited(ctx, backing.Needs{NATS: p.config.NATSURL.IsSet() || !p.config.DatabaseURL.IsSet()})
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +88,10 @@ func (p *program) verifyLedger(ctx context.Context, trusted []audit.Trusted) (re
 	if err != nil {
 		return nil, err
 	}
-	return report, p.verifyProjections(ctx, a, report)
+	if err := p.verifyProjections(ctx, a, report); err != nil {
+		return nil, err
+	}
+	return report, p.verifyStreams(ctx, a, report)
 }
 
 // verifyProjections folds the log again beside what stands in the database, and
