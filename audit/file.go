@@ -145,9 +145,9 @@ func (l *exportLine) row() row {
 		}
 	}
 	at, err := time.Parse(fileTime, l.RecordedAt)
-	if err != nil || !parseUUID([]byte(l.ID), &r.id) {
-		r.damage = "the line cannot be read"
-		return r
+	// There is one way to write a time and an id, too.
+	if err != nil || at.Format(fileTime) != l.RecordedAt || !parseUUID([]byte(l.ID), &r.id) || domain.ID(r.id).UUID() != l.ID {
+		return row{position: l.Position, stated: l.Leaf, hasStated: true, damage: "the line cannot be read"}
 	}
 	r.at = at.UnixMicro()
 	return r
