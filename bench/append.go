@@ -3,10 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +11,6 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
-	"keyledger/internal/postgres"
-	"keyledger/migrations"
 )
 
 const organization domain.OrganizationID = "org_bench"
@@ -33,59 +27,21 @@ func benchAppend(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer l.stop()
-	appends := func(callers int) measurement {
-		return func() (float64, error) { return l.appendFor(ctx, callers, b.duration) }
+	appends := func(callers int) func() (sample, error) {
+		return func() (sample, error) { return l.appendFor(ctx, callers, b.duration) }
 	}
-	insert := func() (float64, error) { return db.pgbench(ctx, insertScript, 64, b.duration) }
-	transaction := func() (float64, error) { return db.pgbench(ctx, transactionScript, 64, b.duration) }
-	if err := b.pair("append, 64 callers", "pgbench single insert, 64 clients", 1.3, 2.5, appends(64), insert); err != nil {
-		return err
-	}
-	if err := b.pair("append, 64 callers", "one transaction per command, 64 clients", 3, 6, appends(64), transaction); err != nil {
+	_, err = b.compare(b.rounds, perSecond, []contender{
+		{"append, 64 callers", appends(64)},
+		{"pgbench, one insert, 64 clients", func() (sample, error) { return db.pgbench(ctx, insertScript, 64, b.duration) }},
+		{"pgbench, a transaction per command, 64 clients", func() (sample, error) { return db.pgbench(ctx, transactionScript, 64, b.duration) }},
+	}, comparison{0, 1, ">= 1.3, aim 2.5"}, comparison{0, 2, ">= 3, aim 6"})
+	if err != nil {
 		return err
 	}
 	if err := b.rate("append, 1 caller", appends(1)); err != nil {
 		return err
 	}
 	return b.rate("append, 1,024 callers", appends(1024))
-}
-
-// database is a private Postgres with the settings of keyledger serve.
-type database struct {
-	server   *postgres.Server // nil when it is somebody else's
-	dir      string
-	url      string // of the service's login
-	adminURL string
-}
-
-func startDatabase(ctx context.Context) (*database, error) {
-	dir, err := os.MkdirTemp("", "keyledger-bench-")
-	if err != nil {
-		return nil, err
-	}
-	// The unprivileged user that Postgres runs as must be able to pass.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return nil, err
-	}
-	server, err := postgres.Start(ctx, postgres.Options{Dir: filepath.Join(dir, "postgres")})
-	if err != nil {
-		return nil, err
-	}
-	db := &database{server, dir, server.URL(), server.AdminURL()}
-	if err := migrations.Apply(ctx, server.AdminURL(), slog.New(slog.DiscardHandler)); err != nil {
-		db.stop()
-		return nil, err
-	}
-	return db, db.prepareBaselines(ctx)
-}
-
-func (d *database) stop() {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := d.server.Stop(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: stop postgres:", err)
-	}
-	_ = os.RemoveAll(d.dir)
 }
 
 // eventLog is a store with its appenders running.
@@ -101,7 +57,7 @@ func openLog(ctx context.Context, url string) (*eventLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := eventstore.Open(ctx, eventstore.Options{Pool: pool, MasterKey: make([]byte, eventstore.MasterKeySize)})
+	store, err := eventstore.Open(ctx, eventstore.Options{Pool: pool, MasterKey: masterKey()})
 	if err != nil {
 		return nil, err
 	}
@@ -140,8 +96,8 @@ func (l *eventLog) create(ctx context.Context) (domain.KeyID, error) {
 	return domain.KeyID(id), err
 }
 
-// appendFor counts how many creates a number of callers get through in a second.
-func (l *eventLog) appendFor(ctx context.Context, callers int, duration time.Duration) (float64, error) {
+// appendFor measures how many creates a number of callers get through in a second.
+func (l *eventLog) appendFor(ctx context.Context, callers int, duration time.Duration) (sample, error) {
 	var done atomic.Int64
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
@@ -159,7 +115,7 @@ func (l *eventLog) appendFor(ctx context.Context, callers int, duration time.Dur
 	}
 	wg.Wait()
 	if err := failed.Load(); err != nil {
-		return 0, *err
+		return sample{}, *err
 	}
-	return float64(done.Load()) / time.Since(started).Seconds(), nil
+	return sample{value: float64(done.Load()) / time.Since(started).Seconds()}, nil
 }

@@ -4,8 +4,14 @@
 //
 //	go run ./bench               everything, some minutes
 //	go run ./bench -only append  one section
+//	go run ./bench -full         with ten million keys as well
+//	go run ./bench -plots docs/plots
 //
-// Every pair takes turns, A B A B ..., on a Postgres and a NATS of its own with
-// the settings that keyledger serve uses; the median of the pairs' ratios is what counts. How each
-// number is made, and what it means, stands in docs/performance.md.
+// Everything that is compared takes turns, A B C A B C ..., on a Postgres and a
+// NATS of its own with the settings that keyledger serve uses; the median of the
+// rounds' ratios is what counts. How each number is made, and what it means, stands
+// in docs/performance.md.
+//
+// Baselines and the index that is measured without HTTP run in processes of their
+// own: this program starts itself again with -child.
 package main

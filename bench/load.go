@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -11,60 +12,84 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// request fills in the n-th request of a connection.
-type request func(r *fasthttp.Request, connection, n int)
+// connections is how many are kept busy at the same time.
+const connections = 64
 
-// latencies are of one load, in microseconds.
-type latencies struct {
-	*hdrhistogram.Histogram
-	perSecond float64
+// load is requests of one kind: POST, JSON, to one address of this machine.
+type load struct {
+	address string // host and port
+	path    string
+	key     string                         // X-API-Key; empty: none
+	want    int                            // the only status that counts as an answer
+	begins  string                         // what every answer begins with
+	body    func(connection, n int) []byte // of the n-th request of a connection
+	sent    *atomic.Int64                  // counts what was answered; nil: nobody asks
+	warm    time.Duration                  // so long before anything is counted
 }
 
-// loadHTTP keeps a number of connections busy, one request after the other, and
-// expects one status.
-func loadHTTP(ctx context.Context, address string, connections int, duration time.Duration, want int, fill request) (latencies, error) {
-	client := &fasthttp.HostClient{Addr: address, MaxConns: connections, NoDefaultUserAgentHeader: true, DisablePathNormalizing: true}
+// run keeps every connection busy, one request after the other.
+func (l *load) run(ctx context.Context, duration time.Duration) (sample, error) {
+	client := &fasthttp.HostClient{Addr: l.address, MaxConns: connections, NoDefaultUserAgentHeader: true, DisablePathNormalizing: true}
 	defer client.CloseIdleConnections()
 	var mu sync.Mutex
-	var done atomic.Int64
-	var failed atomic.Pointer[error]
-	all := latencies{Histogram: newHistogram()}
+	var done int64
+	var failed error
+	all := newHistogram()
 	var wg sync.WaitGroup
-	started := time.Now()
+	started := time.Now().Add(l.warm)
 	for connection := range connections {
 		wg.Go(func() {
-			var q fasthttp.Request
-			var a fasthttp.Response
-			own := newHistogram()
-			for n := 0; ctx.Err() == nil; n++ {
-				begun := time.Now()
-				if begun.Sub(started) > duration {
-					break
-				}
-				fill(&q, connection, n)
-				if err := client.Do(&q, &a); err != nil {
-					failed.Store(&err)
-					return
-				}
-				if a.StatusCode() != want {
-					err := fmt.Errorf("%s is answered with %d: %s", q.URI(), a.StatusCode(), a.Body())
-					failed.Store(&err)
-					return
-				}
-				_ = own.RecordValue(time.Since(begun).Microseconds())
-				done.Add(1)
-			}
+			own, answered, err := l.drive(ctx, client, connection, started, duration)
 			mu.Lock()
 			defer mu.Unlock()
 			all.Merge(own)
+			done += own.TotalCount()
+			if l.sent != nil {
+				l.sent.Add(answered)
+			}
+			if err != nil {
+				failed = err
+			}
 		})
 	}
 	wg.Wait()
-	all.perSecond = float64(done.Load()) / time.Since(started).Seconds()
-	if err := failed.Load(); err != nil {
-		return all, *err
+	if failed == nil {
+		failed = ctx.Err()
 	}
-	return all, ctx.Err()
+	return sample{value: float64(done) / time.Since(started).Seconds(), latency: all}, failed
+}
+
+// drive is one connection.
+func (l *load) drive(ctx context.Context, client *fasthttp.HostClient, connection int, started time.Time, duration time.Duration) (own *hdrhistogram.Histogram, answered int64, err error) {
+	var q fasthttp.Request
+	var a fasthttp.Response
+	q.Header.SetMethod(fasthttp.MethodPost)
+	q.SetRequestURI("http://" + l.address + l.path)
+	q.Header.SetContentType("application/json")
+	if l.key != "" {
+		q.Header.Set("X-API-Key", l.key)
+	}
+	begins := []byte(l.begins)
+	own = newHistogram()
+	for n := 0; ctx.Err() == nil; n++ {
+		q.SetBodyRaw(l.body(connection, n))
+		begun := time.Now()
+		since := begun.Sub(started)
+		if since > duration {
+			break
+		}
+		if err := client.Do(&q, &a); err != nil {
+			return own, answered, err
+		}
+		if a.StatusCode() != l.want || !bytes.HasPrefix(a.Body(), begins) {
+			return own, answered, fmt.Errorf("%s is answered with %d: %s", l.path, a.StatusCode(), a.Body())
+		}
+		answered++
+		if since >= 0 {
+			_ = own.RecordValue(time.Since(begun).Microseconds())
+		}
+	}
+	return own, answered, nil
 }
 
 func newHistogram() *hdrhistogram.Histogram { return hdrhistogram.New(1, 60_000_000, 3) }

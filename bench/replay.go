@@ -34,27 +34,27 @@ func benchReplay(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	return b.rate("replay: read, decode and fold events", func() (float64, error) { return l.replay(ctx) })
+	return b.rate("replay: read, decode and fold events", func() (sample, error) { return l.replay(ctx) })
 }
 
-func (l *eventLog) replay(ctx context.Context) (float64, error) {
+func (l *eventLog) replay(ctx context.Context) (sample, error) {
 	started := time.Now()
 	n := 0
 	keys := map[domain.KeyID]domain.Key{}
 	for r, err := range l.Read(ctx, domain.Lifecycle, 0) {
 		if err != nil {
-			return 0, err
+			return sample{}, err
 		}
 		e, err := l.Decode(ctx, r)
 		if err != nil {
-			return 0, err
+			return sample{}, err
 		}
 		if id, ok := r.Stream.Key(); ok {
 			if keys[id], err = domain.EvolveKey(keys[id], e.Event); err != nil {
-				return 0, err
+				return sample{}, err
 			}
 		}
 		n++
 	}
-	return float64(n) / time.Since(started).Seconds(), nil
+	return sample{value: float64(n) / time.Since(started).Seconds()}, nil
 }

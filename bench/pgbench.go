@@ -20,7 +20,7 @@ const baselineSchema = `
 CREATE TABLE plain (
     lane text NOT NULL, position bigserial NOT NULL, epoch integer NOT NULL, id uuid NOT NULL, stream text NOT NULL, version bigint NOT NULL,
     organization text NOT NULL, type text NOT NULL, schema smallint NOT NULL, recorded_at timestamptz NOT NULL, data bytea NOT NULL, metadata bytea NOT NULL, sealed bytea,
-    PRIMARY KEY (lane, position));
+    PRIMARY KEY (position));
 CREATE UNIQUE INDEX ON plain (stream, version);
 CREATE TABLE ordered (LIKE plain INCLUDING ALL);
 CREATE TABLE ordered_head (lane text PRIMARY KEY, position bigint NOT NULL) WITH (fillfactor = 10);
@@ -44,7 +44,7 @@ func (d *database) prepareBaselines(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, baselineSchema)
 	return err
 }
@@ -52,26 +52,27 @@ func (d *database) prepareBaselines(ctx context.Context) error {
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
 // pgbench runs a script with as many clients and gives transactions a second.
-func (d *database) pgbench(ctx context.Context, script string, clients int, duration time.Duration) (float64, error) {
+func (d *database) pgbench(ctx context.Context, script string, clients int, duration time.Duration) (sample, error) {
 	program, err := findPgbench()
 	if err != nil {
-		return 0, err
+		return sample{}, err
 	}
 	file := filepath.Join(d.dir, "script.sql")
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(script, "\n\t", " ")), 0o600); err != nil {
-		return 0, err
+		return sample{}, err
 	}
 	seconds := strconv.Itoa(max(1, int(duration.Seconds())))
 	command := exec.CommandContext(ctx, program, "-n", "-M", "prepared", "-f", file, "-c", strconv.Itoa(clients), "-j", "2", "-T", seconds, d.adminURL)
 	output, err := command.CombinedOutput()
 	if err != nil {
-		return 0, fmt.Errorf("pgbench: %w: %s", err, output)
+		return sample{}, fmt.Errorf("pgbench: %w: %s", err, output)
 	}
 	found := tps.FindSubmatch(output)
 	if found == nil {
-		return 0, fmt.Errorf("pgbench printed no rate: %s", output)
+		return sample{}, fmt.Errorf("pgbench printed no rate: %s", output)
 	}
-	return strconv.ParseFloat(string(found[1]), 64)
+	rate, err := strconv.ParseFloat(string(found[1]), 64)
+	return sample{value: rate}, err
 }
 
 func findPgbench() (string, error) {
