@@ -169,5 +169,5 @@ func mutateColumn(e *row, r *rand.Rand, flip func([]byte) []byte) string {
 	return "sealed"
 }
 
-// Rows are the sample's own.
+// Clean checks the log as it is.
 func (s *Sample) Clean() []Fault { return s.Verify(s.rows, s.hashes) }

@@ -13,6 +13,7 @@ import (
 	"keyledger/audit"
 	"keyledger/eventstore"
 	"keyledger/internal/backing"
+	"keyledger/internal/datadir"
 	"keyledger/projections/transparency"
 )
 
@@ -135,7 +136,7 @@ func (p *program) auditKey() *cobra.Command {
 		Long: `Print the public key that verifies this ledger's checkpoints. Keep it outside the
 machine that runs the ledger. One key serves both lanes.`,
 	}, func(context.Context) error {
-		dir := backing.Found{Dir: datadirAt(p.config.DataDir)}
+		dir := backing.Found{Dir: datadir.At(p.config.DataDir)}
 		keys, err := p.publicKeys(&dir)
 		if err != nil {
 			return err

@@ -12,11 +12,8 @@ import (
 	"keyledger/audit"
 	"keyledger/domain"
 	"keyledger/internal/backing"
-	"keyledger/internal/datadir"
 	"keyledger/projections"
 )
-
-func datadirAt(path string) *datadir.Dir { return datadir.At(path) }
 
 func (p *program) auditVerify() *cobra.Command {
 	cmd := &cobra.Command{
