@@ -1,6 +1,7 @@
 package verification
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"flag"
@@ -128,6 +129,75 @@ func BenchmarkVerify(b *testing.B) {
 	b.ReportMetric(median(ratios), "ratio")
 }
 
+// BenchmarkVerifyOnAllCores is the same without the hashing; it should fall with -cpu.
+func BenchmarkVerifyOnAllCores(b *testing.B) {
+	keys := plainKeys(*manyKeys)
+	x := filled(b, keys)
+	digests := make([]domain.Digest, len(keys))
+	for i, at := range rand.Perm(len(keys)) {
+		digests[i] = digestOf(keys[at])
+	}
+	required := domain.Scopes{domain.ScopeRead}
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(p *testing.PB) {
+		for at := rand.IntN(len(keys)); p.Next(); at++ {
+			if _, err := x.Verify(domain.Verification{Digest: digests[at%len(keys)], Required: required, Now: time.Now()}); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+// BenchmarkApply creates keys one batch after the other, while a reader verifies
+// the whole time, and tells how long the reader ever had to wait.
+func BenchmarkApply(b *testing.B) {
+	keys := plainKeys(*manyKeys)
+	now := time.Now()
+	events := make([]eventstore.Event, len(keys))
+	for i, key := range keys {
+		events[i] = created(i+1, key, now)
+	}
+	var took time.Duration
+	var longest time.Duration
+	for b.Loop() {
+		x := empty(Options{})
+		if err := x.Apply(events[:1000]); err != nil {
+			b.Fatal(err)
+		}
+		stop, stopped := make(chan struct{}), make(chan time.Duration)
+		go func() {
+			runtime.LockOSThread()
+			var longest time.Duration
+			digest := digestOf(keys[0])
+			for last := processorTime(); ; {
+				select {
+				case <-stop:
+					stopped <- longest
+					return
+				default:
+				}
+				if _, err := x.Verify(domain.Verification{Digest: digest, Now: now, Free: true}); err != nil {
+					panic(err)
+				}
+				is := processorTime()
+				longest, last = max(longest, is-last), is
+			}
+		}()
+		began := time.Now()
+		for at := 1000; at < len(events); at += 1000 {
+			if err := x.Apply(events[at:min(at+1000, len(events))]); err != nil {
+				b.Fatal(err)
+			}
+		}
+		took += time.Since(began)
+		close(stop)
+		longest = max(longest, <-stopped)
+	}
+	b.ReportMetric(float64(len(keys)*b.N)/took.Seconds(), "keys/s")
+	b.ReportMetric(float64(longest.Microseconds()), "us-longest-wait")
+}
+
 // processorTime is what this thread has used, so that a busy machine does not
 // count.
 func processorTime() time.Duration {
@@ -141,4 +211,35 @@ func processorTime() time.Duration {
 func median(values []float64) float64 {
 	sort.Float64s(values)
 	return values[len(values)/2]
+}
+
+// BenchmarkFlush takes out the counts of keys that were all used once, up to what
+// is handed to the log.
+func BenchmarkFlush(b *testing.B) {
+	keys := plainKeys(*manyKeys)
+	x := filled(b, keys)
+	a, err := NewAccountant(x, discard{}, AccountantOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var took time.Duration
+	for b.Loop() {
+		for _, key := range keys {
+			verifyPlain(x, key, nil)
+		}
+		began := processorTime()
+		if err := a.Flush(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		took += processorTime() - began
+	}
+	b.ReportMetric(float64(len(keys)*b.N)/took.Seconds(), "uses/s")
+}
+
+type discard struct{}
+
+func (discard) AppendUsage(_ context.Context, f eventstore.UsageFlush) (domain.Receipt, error) {
+	return domain.Receipt{Version: f.Expected + uint64(len(f.Events))}, nil
 }

@@ -97,9 +97,8 @@ var errNotReady = &domain.Error{Code: domain.CodeUnavailable, Message: "the keys
 // Verify gives the verdict on a presented key and counts the use. It takes no
 // lock, allocates nothing and asks nobody. The only error is CodeUnavailable,
 // while nothing is known.
-func (x *Index) Verify(v domain.Verification) (domain.Verdict, error) {
-	var verdict domain.Verdict
-	_, err := x.verify(&v, &verdict)
+func (x *Index) Verify(v domain.Verification) (verdict domain.Verdict, err error) {
+	_, err = x.verify(&v, &verdict)
 	return verdict, err
 }
 

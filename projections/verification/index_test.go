@@ -78,7 +78,8 @@ func (m *model) command(t *rapid.T) {
 			Scopes:    domain.Scopes(rapid.SliceOfNDistinct(rapid.SampledFrom(scopeNames), 1, 4, rapid.ID).Draw(t, "scopes")),
 			RateLimit: rapid.SampledFrom([]uint32{0, 1, 3, 100, domain.MostRateLimit}).Draw(t, "limit"),
 			ExpiresAt: rapid.SampledFrom([]time.Time{
-				{}, m.now.Add(time.Microsecond), m.now.Add(time.Minute), m.now.Add(time.Hour),
+				{},
+				m.now.Add(time.Microsecond), m.now.Add(time.Minute), m.now.Add(time.Hour),
 				time.Date(2540, 1, 1, 0, 0, 0, 999999000, time.UTC), time.Date(2600, 1, 1, 0, 0, 0, 5e6, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999e6, time.UTC),
 			}).Draw(t, "expires"),
 			Granter: domain.Scopes{"*", "system:*"},

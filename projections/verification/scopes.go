@@ -23,8 +23,6 @@ type scopeSet struct {
 	implied uint8 // one bit for each plain scope
 }
 
-const plainScopes = 4
-
 // plain numbers the scopes that routes ask for.
 func plain(s domain.Scope) (bit uint8, ok bool) {
 	switch s {
