@@ -16,7 +16,6 @@ type Sample struct {
 	rows   []row
 	hashes []tlog.Hash
 	root   tlog.Hash
-	order  []int
 }
 
 var sampleLedger = domain.ID{7}

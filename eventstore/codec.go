@@ -362,7 +362,7 @@ func (o *object) timeOrNull(name string, t time.Time) *object {
 	return o
 }
 
-func (o *object) column(name string, uses []domain.Use, value func([]byte, domain.Use) []byte) *object {
+func (o *object) column(name string, uses []domain.Use, value func([]byte, domain.Use) []byte) {
 	o.name(name)
 	o.b = append(o.b, '[')
 	for i, use := range uses {
@@ -372,7 +372,6 @@ func (o *object) column(name string, uses []domain.Use, value func([]byte, domai
 		o.b = value(o.b, use)
 	}
 	o.b = append(o.b, ']')
-	return o
 }
 
 func (o *object) raw(name string, value []byte) *object {

@@ -216,7 +216,7 @@ const closeWithin = 10 * time.Second
 func (r *rebuild) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 	defer cancel()
-	defer r.conn.Close(ctx) // what it held goes with the connection, however it ends
+	defer r.conn.Close(ctx) //nolint:errcheck // what it held goes with the connection, however it ends
 	if r.shadow == nil || r.conn.IsClosed() {
 		return nil
 	}

@@ -45,7 +45,7 @@ func awaitCheckpoint(t *testing.T, server *servertest.Server, size string) strin
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
 	for started := time.Now(); time.Since(started) < 30*time.Second; <-poll.C {
-		note := string(call(t, http.MethodGet, server.URL()+"/api/v1/log/lifecycle/checkpoint", "").body)
+		note := call(t, http.MethodGet, server.URL()+"/api/v1/log/lifecycle/checkpoint", "").body
 		if lines := strings.Split(note, "\n"); len(lines) > 2 && lines[1] == size {
 			return note
 		}
@@ -97,7 +97,7 @@ func TestWhatHappenedIsProvenAndVerified(t *testing.T) {
 		t.Errorf("the tail is %s", told)
 	}
 	events := call(t, http.MethodGet, server.URL()+"/api/v1/organizations/org_1/audit-log?types=KeyRevoked", "", "X-API-Key", admin.Key)
-	if events.status != 200 || strings.Count(string(events.body), `"position":5`) != 1 {
+	if events.status != 200 || strings.Count(events.body, `"position":5`) != 1 {
 		t.Errorf("the audit log is %d %s", events.status, events.body)
 	}
 

@@ -83,7 +83,7 @@ func create(t *testing.T, store *eventstore.Store, actor domain.Actor) domain.Ke
 	}
 	key := domain.KeyID(id)
 	_, _, err = store.ChangeKey(t.Context(), domain.Request{Metadata: domain.Metadata{Actor: actor}}, key, domain.CreateKey{
-		Now: time.Now(), Key: key, Organization: "org_a", Digest: domain.Digest{1, byte(id[15])}, Name: "n", Scopes: domain.Scopes{"read"}, Granter: domain.Scopes{"*"},
+		Now: time.Now(), Key: key, Organization: "org_a", Digest: domain.Digest{1, id[15]}, Name: "n", Scopes: domain.Scopes{"read"}, Granter: domain.Scopes{"*"},
 	})
 	if err != nil {
 		t.Fatal(err)
