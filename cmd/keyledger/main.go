@@ -72,12 +72,12 @@ func (p *program) main(arguments []string) int {
 	return exitFailure
 }
 
-// untilSignal gives a context that ends with the first SIGINT or SIGTERM. The
+// untilSignal gives a context that ends with the first SIGINT, SIGTERM or SIGHUP. The
 // second one ends the process, whatever it is doing.
 func (p *program) untilSignal() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // SIGHUP: the terminal was closed
 	done := make(chan struct{})
 	go func() {
 		for first := true; ; first = false {
