@@ -77,7 +77,11 @@ func (b *bench) verifyAt(ctx context.Context, l *ledger, rounds int, wide bool) 
 	if wide {
 		b.fact(fmt.Sprintf("server: start until ready, %s keys", thousands(float64(l.keys))), seconds(s.took.Seconds()), "<= 3 s")
 	}
-	if err := s.settle(ctx); err != nil {
+	// Lags are 0 until a follower has looked, so here the ends themselves are awaited.
+	err = s.await(ctx, func(values map[string]float64) bool {
+		return min(values[`keyledger_relay_last_sequence{lane="lifecycle"}`], values[`keyledger_checkpoint_size{lane="lifecycle"}`]) >= float64(l.keys)
+	}, func() {})
+	if err != nil {
 		return fail(err)
 	}
 	t := &verifyTest{bench: b, server: s}
