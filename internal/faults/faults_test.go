@@ -78,6 +78,8 @@ func TestNothingIsLostWhenPostgresIsKilled(t *testing.T) {
 	l := startLoad(t, server.Bootstrap(organization, "--rate-limit", "0"), server.URL())
 	for range rounds(t) {
 		l.await(0, someCommands())
+		// Answers of the time before the last kill may have come late.
+		await(t, "Postgres", func() bool { return server.PostgresPid() != 0 })
 		server.KillPostgres()
 		l.drain()
 	}
@@ -100,7 +102,7 @@ func TestAPausedNodeStopsNobody(t *testing.T) {
 	nodes := []*servertest.Server{servertest.Start(t, servertest.Options{Env: env}), servertest.Start(t, servertest.Options{Env: env})}
 	key := nodes[0].Bootstrap(organization, "--rate-limit", "0")
 	second := client{t: t, base: nodes[1].URL(), key: key}
-	second.await("the new key on the second node", func() bool {
+	await(t, "the new key on the second node", func() bool {
 		_, _, body := second.verify()
 		return strings.Contains(body, `"VALID"`)
 	})

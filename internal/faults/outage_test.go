@@ -59,7 +59,7 @@ func TestWithoutPostgresWritesAndListsAreUnavailableAndGoodKeysStayGood(t *testi
 	}
 
 	cluster.Start()
-	c.await("a create after Postgres has come back", func() bool {
+	await(t, "a create after Postgres has come back", func() bool {
 		status, _, _ := c.do(http.MethodPost, c.keys(), `{"name":"after"}`)
 		return status == http.StatusCreated
 	})
@@ -133,8 +133,8 @@ func (c client) do(method, path, body string) (int, http.Header, string) {
 }
 
 // await asks again and again until the answer is yes.
-func (c client) await(what string, yes func() bool) {
-	c.t.Helper()
+func await(t testing.TB, what string, yes func() bool) {
+	t.Helper()
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
 	deadline := time.After(time.Minute)
@@ -142,7 +142,7 @@ func (c client) await(what string, yes func() bool) {
 		select {
 		case <-poll.C:
 		case <-deadline:
-			c.t.Fatalf("%s does not come", what)
+			t.Fatalf("%s does not come", what)
 		}
 	}
 }
