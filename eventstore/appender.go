@@ -33,17 +33,16 @@ type appendRequest struct {
 	expected    uint64
 	guard       Stream // empty for none
 	guarded     uint64
-	events      []Recorded // with everything but lane, epoch, position and time
+	events      []Event // with everything but lane, epoch, position and time
 	answer      chan appendAnswer
 }
 
 type appendAnswer struct {
-	outcome  outcome
-	receipt  domain.Receipt
-	known    *knownCommand // for outcomeKnown
-	recorded []Recorded    // for outcomeAppended
-	head     domain.Position
-	err      error
+	outcome outcome
+	receipt domain.Receipt
+	known   *knownCommand // for outcomeKnown
+	head    domain.Position
+	err     error
 }
 
 // outcome is what append_events says of one command.
@@ -217,11 +216,11 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 			a.lastCommit = time.Since(started)
 			a.expected = len(a.queue) + len(a.waiting) + len(batch)
 			a.store.metrics.appended(a.lane, len(batch), time.Since(started))
-			recorded := a.answers(batch, result)
-			if len(recorded) > 0 {
-				a.store.tails[a.lane].appended(recorded)
+			appended := a.answers(batch, result)
+			if len(appended) > 0 {
+				a.store.tails[a.lane].appended(appended)
 				if a.store.onCommit != nil {
-					a.store.onCommit(a.lane, recorded[len(recorded)-1].Position)
+					a.store.onCommit(a.lane, appended[len(appended)-1].Position)
 				}
 			}
 			return a.deliver(ctx, batch, result)
@@ -276,9 +275,9 @@ type batchResult struct {
 }
 
 // answers gives every appended event its place and every command its answer.
-func (a *appender) answers(batch []*appendRequest, result *batchResult) []Recorded {
+func (a *appender) answers(batch []*appendRequest, result *batchResult) []Event {
 	position := result.head
-	var all []Recorded
+	var all []Event
 	result.answers = make([]appendAnswer, len(batch))
 	for i, r := range batch {
 		answer := &result.answers[i]
@@ -290,7 +289,6 @@ func (a *appender) answers(batch []*appendRequest, result *batchResult) []Record
 				e.Ledger, e.Epoch, e.Lane, e.Position, e.RecordedAt = a.store.ledger, a.store.epoch, a.lane, position, result.at
 			}
 			all = append(all, r.events...)
-			answer.recorded = r.events
 			answer.receipt = domain.Receipt{
 				Epoch: a.store.epoch, Position: position, Version: r.expected + uint64(len(r.events)), RecordedAt: result.at, Changed: len(r.events) > 0,
 			}
@@ -329,7 +327,7 @@ func (a *appender) recall(ctx context.Context, r *appendRequest, answer *appendA
 		}
 		if len(mine) == len(r.events) && mine[0].ID == r.events[0].ID {
 			last := mine[len(mine)-1]
-			answer.outcome, answer.recorded, answer.known = outcomeAppended, mine, nil
+			answer.outcome, answer.known = outcomeAppended, nil
 			answer.receipt = domain.Receipt{Epoch: last.Epoch, Position: last.Position, Version: last.Version, RecordedAt: last.RecordedAt, Changed: true}
 			return nil
 		}

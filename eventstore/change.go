@@ -70,11 +70,11 @@ func (s *Store) AppendUsage(ctx context.Context, flush UsageFlush) (domain.Recei
 		events[i] = e
 	}
 	request := domain.Request{Metadata: domain.Metadata{Actor: domain.Actor{Kind: domain.ActorService}}}
-	recorded, err := s.prepare(ctx, request, stream, flush.Expected, events)
+	prepared, err := s.prepare(ctx, request, stream, flush.Expected, events)
 	if err != nil {
 		return domain.Receipt{}, err
 	}
-	answer, err := s.appenders[domain.Usage].append(ctx, &appendRequest{stream: stream, expected: flush.Expected, events: recorded})
+	answer, err := s.appenders[domain.Usage].append(ctx, &appendRequest{stream: stream, expected: flush.Expected, events: prepared})
 	if err != nil {
 		return domain.Receipt{}, err
 	}
@@ -133,14 +133,14 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 				return state, domain.Receipt{Epoch: s.epoch, Position: head.Position, Version: version}, err
 			}
 		}
-		recorded, err := s.prepare(ctx, request, stream, version, events)
+		prepared, err := s.prepare(ctx, request, stream, version, events)
 		if err != nil {
 			return zero, domain.Receipt{}, err
 		}
 		guard, guarded := guardStream(request.Guard)
 		answer, err := s.appenders[domain.Lifecycle].append(ctx, &appendRequest{
 			id: request.ID, chosen: request.Replayable, fingerprint: request.Fingerprint[:], stream: stream, expected: version,
-			guard: guard, guarded: guarded, events: recorded,
+			guard: guard, guarded: guarded, events: prepared,
 		})
 		if err != nil {
 			return zero, domain.Receipt{}, err
@@ -236,8 +236,8 @@ func load[S any](ctx context.Context, s *Store, stream Stream, state S, after, t
 }
 
 // prepare turns decided events into what the log will hold, but for their places.
-func (s *Store) prepare(ctx context.Context, request domain.Request, stream Stream, version uint64, events []domain.Event) ([]Recorded, error) {
-	recorded := make([]Recorded, len(events))
+func (s *Store) prepare(ctx context.Context, request domain.Request, stream Stream, version uint64, events []domain.Event) ([]Event, error) {
+	prepared := make([]Event, len(events))
 	for i, event := range events {
 		id, err := domain.NewID(s.options.Clock(), rand.Reader)
 		if err != nil {
@@ -262,9 +262,9 @@ func (s *Store) prepare(ctx context.Context, request domain.Request, stream Stre
 				return nil, err
 			}
 		}
-		recorded[i] = r
+		prepared[i] = Event{Recorded: r, Event: event, EventMetadata: request.Metadata}
 	}
-	return recorded, nil
+	return prepared, nil
 }
 
 // streamEnd gives the position and version of a stream's last event.

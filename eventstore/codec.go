@@ -105,6 +105,9 @@ func encodeSealed(p personal, m domain.Metadata) ([]byte, error) {
 // Decode gives what an event says, personal fields included where their data
 // key still exists.
 func (s *Store) Decode(ctx context.Context, r Recorded) (Event, error) {
+	if e, ok := s.tails[r.Lane].decoded(r); ok {
+		return e, nil
+	}
 	var p personal
 	e := Event{Recorded: r}
 	if r.Sealed != nil {

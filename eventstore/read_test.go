@@ -3,10 +3,13 @@ package eventstore_test
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/jackc/pgx/v5"
 
 	"keyledger/domain"
@@ -19,14 +22,16 @@ func TestAFollowerSeesEveryEventOfEveryNodeInOrder(t *testing.T) {
 	db := testkit.Database(t)
 	nodes := []*node{open(t, db.URL), open(t, db.URL)}
 	const each = 60
+	var writers sync.WaitGroup
+	defer writers.Wait() // their answers may come after their events
 	for _, n := range nodes {
-		go func() {
+		writers.Go(func() {
 			for range each {
 				if _, _, err := n.create(t, domain.Request{}); err != nil {
 					t.Error(err)
 				}
 			}
-		}()
+		})
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -52,7 +57,8 @@ func TestAFollowerSeesEveryEventOfEveryNodeInOrder(t *testing.T) {
 
 func TestWhatTheMemoryGivesIsWhatTheDatabaseGives(t *testing.T) {
 	t.Parallel()
-	n := log(t)
+	db := testkit.Database(t)
+	n, other := open(t, db.URL), open(t, db.URL)
 	key, _ := n.mustCreate(t)
 	if _, _, err := n.revoke(t, domain.Request{Metadata: someMetadata(key.ID)}, key.ID); err != nil {
 		t.Fatal(err)
@@ -64,6 +70,19 @@ func TestWhatTheMemoryGivesIsWhatTheDatabaseGives(t *testing.T) {
 		}
 		if diff := cmp.Diff(stored, events); diff != "" {
 			t.Errorf("stored and followed events differ: %s", diff)
+		}
+		for _, r := range events {
+			kept, err := n.Decode(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			decoded, err := other.Decode(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(decoded, kept, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+				t.Errorf("decoded and kept events differ: %s", diff)
+			}
 		}
 		break
 	}

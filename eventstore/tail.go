@@ -14,11 +14,12 @@ const (
 )
 
 // tail keeps the newest events that this process appended, one run without a
-// gap, so that its own followers need no query; and it wakes those who wait for
-// more, from wherever the news came.
+// gap, so that its own followers need neither a query nor to decode what was
+// just encoded here; and it wakes those who wait for more, from wherever the
+// news came.
 type tail struct {
 	mu     sync.Mutex
-	events []Recorded
+	events []Event
 	bytes  int
 	head   domain.Position // the highest position that is known to be committed
 	moved  chan struct{}   // closed when head grows
@@ -29,7 +30,7 @@ func newTail(head domain.Position) *tail {
 }
 
 // appended takes a batch of committed events.
-func (t *tail) appended(events []Recorded) {
+func (t *tail) appended(events []Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := len(t.events); n > 0 && t.events[n-1].Position+1 != events[0].Position {
@@ -38,10 +39,10 @@ func (t *tail) appended(events []Recorded) {
 	}
 	t.events = append(t.events, events...)
 	for i := range events {
-		t.bytes += size(&events[i])
+		t.bytes += size(&events[i].Recorded)
 	}
 	for len(t.events) > mostTailEvents || t.bytes > mostTailBytes && len(t.events) > 1 {
-		t.bytes -= size(&t.events[0])
+		t.bytes -= size(&t.events[0].Recorded)
 		t.events = t.events[1:]
 	}
 	t.raise(events[len(events)-1].Position)
@@ -74,8 +75,24 @@ func (t *tail) after(position domain.Position, limit int) []Recorded {
 	if from >= len(t.events) {
 		return nil
 	}
-	to := min(from+limit, len(t.events))
-	return t.events[from:to:to]
+	events := make([]Recorded, min(limit, len(t.events)-from))
+	for i := range events {
+		events[i] = t.events[from+i].Recorded
+	}
+	return events
+}
+
+// decoded gives what a kept event says, for an event that was handed out here:
+// its bytes are the very same ones. What was read from the database is decoded
+// from what stands there.
+func (t *tail) decoded(r Recorded) (Event, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.events) == 0 || r.Position < t.events[0].Position || r.Position > t.events[len(t.events)-1].Position {
+		return Event{}, false
+	}
+	e := t.events[r.Position-t.events[0].Position]
+	return e, len(r.Data) > 0 && &e.Data[0] == &r.Data[0]
 }
 
 // wait returns when something is committed behind a position.
