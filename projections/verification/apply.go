@@ -41,8 +41,12 @@ func (x *Index) apply(events []eventstore.Event) error {
 		if e.Ledger != c.history.ledger || e.Epoch > c.history.epoch {
 			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, e.Epoch, e.Ledger.UUID(), c.history.epoch, c.history.ledger.UUID())
 		}
+		shadowed := c.shadowed
 		if err := c.fold(e); err != nil {
 			return fmt.Errorf("%w: %s at position %d: %w", ErrBroken, e.Type, e.Position, err)
+		}
+		if c.shadowed != shadowed {
+			x.logger.Error("two keys have the same digest: only the one with the smaller id is found", "stream", e.Stream, "position", e.Position)
 		}
 		// Published after the entry: whoever sees the position sees the change.
 		c.position.Store(uint64(e.Position))

@@ -1,8 +1,9 @@
 package verification
 
 import (
-	"fmt"
+	"bytes"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"keyledger/domain"
 )
@@ -23,9 +24,10 @@ type contents struct {
 	refusals [refusalStripes]refusalStripe
 
 	// The writer's own.
-	byID  table
-	count uint32   // references given out
-	free  []uint32 // those given back
+	byID     table
+	count    uint32   // references given out
+	free     []uint32 // those given back
+	shadowed int      // keys that are not found, since their digest is another key's
 }
 
 // history names one epoch of one ledger.
@@ -88,25 +90,25 @@ func (c *contents) lookUp(id domain.KeyID) uint32 {
 	}
 }
 
-// add takes a key in that is not there yet.
+// add takes a key in whose id is not there yet.
+//
+// Imported digests can repeat. Then the key with the smaller id, which is the
+// older one, is found; the other one is only remembered, so that its later events
+// have a place. Every node comes to the same result, whether it has loaded the keys or
+// followed the log, and nobody can take over a key by importing its digest.
 func (c *contents) add(k *key) error {
 	organization, err := c.profiles.organizationPlace(k.organization)
 	if err != nil {
 		return err
 	}
-	d := wordsOf(&k.digest)
-	var f found
-	if ref := c.find(&d, &f); ref != 0 {
-		return fmt.Errorf("key %s has the digest of key %s", k.id, f.id)
-	}
-	if len(k.name) > mostNameSize {
-		return fmt.Errorf("key %s: a name of %d bytes does not fit", k.id, len(k.name))
-	}
-	profile, err := c.profiles.intern(traits{organization: organization, scopes: k.scopes, limit: k.limit, flags: k.flags, version: k.version})
+	profile, err := c.profiles.intern(traits{
+		organization: organization, scopes: k.scopes, limit: min(k.limit, recentMask), flags: k.flags, version: k.version,
+	})
 	if err != nil {
 		return err
 	}
-	name, err := c.names.add(k.name)
+	text := clip(k.name)
+	name, err := c.names.add(text)
 	if err != nil {
 		return err
 	}
@@ -114,10 +116,33 @@ func (c *contents) add(k *key) error {
 	if err != nil {
 		return err
 	}
-	c.entry(ref).write(&d, &found{id: k.id, name: name, size: uint32(len(k.name)), expires: k.expires, profile: profile})
+	d := wordsOf(&k.digest)
+	hash := c.seed.digest(&d)
+	var other found
+	earlier := c.find(&d, &other)
+	c.entry(ref).write(&d, &found{id: k.id, name: name, size: uint32(len(text)), expires: k.expires, profile: profile})
 	c.byID.insert(c.seed.id(k.id), ref)
-	c.byDigest.insert(c.seed.digest(&d), ref) // last: now it can be found
+	if earlier != 0 {
+		c.shadowed++
+		if bytes.Compare(k.id[:], other.id[:]) > 0 {
+			return nil
+		}
+		defer c.byDigest.remove(hash, earlier)
+	}
+	c.byDigest.insert(hash, ref) // last: now it can be found
 	return nil
+}
+
+// clip shortens a name that is longer than any that domain.ParseName lets pass.
+func clip(name string) string {
+	if len(name) <= mostNameSize {
+		return name
+	}
+	end := mostNameSize
+	for end > 0 && !utf8.RuneStart(name[end]) {
+		end--
+	}
+	return name[:end]
 }
 
 func (c *contents) reference() (uint32, error) {

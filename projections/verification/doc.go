@@ -4,24 +4,27 @@
 // # What it promises
 //
 //   - A verdict is the domain's: what [domain.Key.Judge] says of the key as the log
-//     tells it up to the verdict's position, then the limit. The position is never more than
-//     what was known.
-//   - The index is complete, so a miss is an answer. Before it has loaded everything up
-//     to where the log ended, it answers nothing ([domain.CodeUnavailable]), and so it does when what it
-//     holds turns out to belong to another history.
-//   - [Index.Verify] takes no lock, allocates nothing, and writes to no memory that cores share,
-//     but for the tally of the key itself.
-//   - On one node a key with a limit of L a minute is accepted at most L times in any 60
-//     seconds: see limit.go for how, and what that costs.
-//   - Every use of a known key is counted, whatever the outcome, and recorded exactly once
-//     unless the process is killed: then what was not flushed is missing, at most one window
-//     and the flush under way. [Accountant.VerifyDurable] answers only when
-//     the use is recorded. First and last of a flush may be those of a use that is counted
-//     in the next one; the counts are exact.
-//   - Memory: under 100 bytes a key with a name of 16 characters, and a cache line more
-//     while it is in use. None of it holds pointers, so the garbage collector's
-//     work does not grow with the number of keys. Growing copies nothing but one of
-//     a thousand shards at a time.
+//     tells it, then the limit. The verdict's position is never ahead of what was known.
+//   - The index is complete, so a miss is an answer. Before it has everything up to
+//     where the log ended when it was loaded, it answers nothing
+//     ([domain.CodeUnavailable]), and again when what it holds turns out to belong to
+//     another history.
+//   - [Index.Verify] allocates nothing, asks nobody, and writes to no memory that keys
+//     share. It takes no lock, but for one of many for a few instructions where
+//     a use is refused, or is a key's first one after a minute.
+//   - On one node a key with a limit of L a minute is accepted at most L times in any
+//     60 seconds: limit.go says how, and what that costs.
+//   - Every use of a known key is counted, whatever the outcome, and recorded exactly
+//     once unless the process is killed: then what was not recorded is missing, which is
+//     at most one window and the flush under way. [Accountant.VerifyDurable] answers
+//     only when the use is recorded. Counts are exact; the first and last moment of a
+//     flush may be those of a use that the next flush counts.
+//   - Of keys that have the same digest, which only imports can bring, the oldest is
+//     found and the others never are.
+//   - A key with a name of 16 characters takes less than 100 bytes, and a cache line
+//     more for as long as it is in use. The memory holds no pointers, so that the garbage
+//     collector's work does not grow with the number of keys. Growing moves nothing
+//     but one of 512 parts of a table at a time, and no reader waits for it.
 //
 // # The shape
 //

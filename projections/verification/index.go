@@ -62,7 +62,10 @@ type stripe struct {
 	_     [56]byte
 }
 
-const unknownStripes = 64
+const (
+	unknownStripes = 64
+	mostFormer     = 2
+)
 
 // notReady and forever are values of until.
 const (
@@ -94,9 +97,10 @@ func New(o Options) *Index {
 
 var errNotReady = &domain.Error{Code: domain.CodeUnavailable, Message: "the keys are not loaded yet, try again"}
 
-// Verify gives the verdict on a presented key and counts the use. It takes no
-// lock, allocates nothing and asks nobody. The only error is CodeUnavailable,
-// while nothing is known.
+// Verify gives the verdict on a presented key and counts the use. It allocates
+// nothing and asks nobody. The only error is CodeUnavailable, while nothing is
+// known. The verdict's strings and scopes are shared with the index, which never
+// changes them.
 func (x *Index) Verify(v domain.Verification) (verdict domain.Verdict, err error) {
 	_, err = x.verify(&v, &verdict)
 	return verdict, err
@@ -225,6 +229,16 @@ func (x *Index) collectable() (current *contents, former []*contents) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.contents.Load(), slices.Clone(x.former)
+}
+
+// keepFormer puts contents aside until their uses are recorded. When nobody
+// records uses, they must not pile up. The caller holds mu.
+func (x *Index) keepFormer(c *contents) {
+	x.former = append(x.former, c)
+	if n := len(x.former) - mostFormer; n > 0 {
+		x.logger.Warn("uses that were counted before the index was loaded anew are given up", "loads", n)
+		x.former = slices.Delete(x.former, 0, n)
+	}
 }
 
 // drop forgets former contents.

@@ -379,6 +379,47 @@ func TestAForgottenKeyIsNotFoundAndItsPlaceIsUsedAgain(t *testing.T) {
 	}
 }
 
+func TestADigestBelongsToTheOlderOfTwoKeys(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	event := func(position domain.Position, version uint64, e domain.Event) eventstore.Event {
+		return eventstore.Event{Recorded: eventstore.Recorded{Position: position, Version: version, Type: e.EventName()}, Event: e}
+	}
+	creation := func(n int) domain.KeyCreated {
+		return domain.KeyCreated{Key: idOf(n), Organization: domain.OrganizationID(fmt.Sprint("org_", n)), Digest: secretOf(0), Scopes: domain.Scopes{"read"}, Name: "n"}
+	}
+	for name, order := range map[string][]int{"the older first": {1, 2, 3}, "the older last": {3, 2, 1}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := empty(Options{})
+			for i, n := range order {
+				if err := x.Apply([]eventstore.Event{event(domain.Position(i+1), 1, creation(n))}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			verify := func() domain.Verdict {
+				v, err := x.Verify(domain.Verification{Digest: secretOf(0), Now: now})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v
+			}
+			if v := verify(); v.Key != idOf(1) || v.Organization != "org_1" || x.Shadowed() != 2 {
+				t.Errorf("%+v, %d shadowed", v, x.Shadowed())
+			}
+			// The others' events have their place, and the oldest stays in front when it is revoked.
+			for i, n := range []int{2, 3, 1} {
+				if err := x.Apply([]eventstore.Event{event(domain.Position(i+4), 2, domain.KeyRevoked{Key: idOf(n), At: now})}); err != nil {
+					t.Fatal(err)
+				}
+				if v := verify(); v.Key != idOf(1) || (v.Outcome == domain.OutcomeRevoked) != (n == 1) {
+					t.Errorf("after key %d was revoked: %+v", n, v)
+				}
+			}
+		})
+	}
+}
+
 func TestVerifyingAllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")

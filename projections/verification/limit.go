@@ -7,26 +7,33 @@ import "math/bits"
 // # What is promised
 //
 // On this node, a key with a limit of L requests a minute is never accepted more
-// than L times in any window of 60 seconds, wherever the window begins: not in a minute of the clock,
-// not on average, in any. A burst of L is accepted at once after a quiet minute.
+// than L times in any window of 60 seconds, wherever the window begins: not in a
+// minute of the clock, not on average, in any. A burst of L is accepted at once after
+// 66 quiet seconds.
+//
+// Time is what the verifications bring, by the monotonic clock. One that was held
+// up between reading the clock and being decided counts as of the newest clock that was
+// seen; so the promise is exact for requests that are decided in the order of
+// their clocks, and off by how long one was held up for others.
 //
 // # How
 //
 // Time is cut into buckets of 6 seconds. The uses of the bucket that runs are
-// counted exactly; those of the ten before it in 63rds of the limit. A window of 60 seconds that ends
-// in this bucket touches these eleven and no other, so a use is accepted while
-// their sum is below the limit.
+// counted exactly; those of the ten before it in 63rds of the limit. A window of
+// 60 seconds that ends in this bucket touches these eleven and no other, so a use is
+// accepted while their sum is below the limit.
 //
 // What a bucket has counted beyond whole 63rds is moved into the next one. So the
 // sum is exact, and a use is only ever remembered too long, never too short.
 //
 // # What it costs
 //
-// A use is remembered for up to 66 seconds instead of 60, and up to one 63rd of the limit for
-// longer. A client that spreads its requests evenly and stays below 89 % of its limit (10/11 -
-// 1/63) is never refused. One that sends exactly its limit, evenly, is refused
-// for one bucket of eleven: it gets 10/11 of the limit. A limit below 64 is
-// counted in whole uses.
+// A use is remembered for up to 66 seconds instead of 60, and up to one 63rd of the
+// limit for longer. A client that spreads its requests evenly and stays below 89 %
+// of its limit (10/11 - 1/63) is never refused. One that sends exactly its limit,
+// evenly, is refused for one bucket of eleven: it gets 10/11 of the limit. A limit below
+// 64 is counted in whole uses. When a key's limit changes, what it has used is carried over as a share
+// of the limit.
 //
 // # Words
 //

@@ -54,13 +54,16 @@ func (x *Index) replace(c *contents, target domain.Position, took time.Duration)
 	// Not ready while the new contents may be behind the end of the log.
 	x.until.Store(notReady)
 	if old := x.contents.Swap(c); old != nil {
-		x.former = append(x.former, old)
+		x.keepFormer(old)
 	}
 	x.target, x.keys, x.took = target, c.len(), took
 	x.reached()
 	x.announce()
 	x.tuneCollector()
 	x.logger.Info("the verification index is loaded", "keys", x.keys, "position", x.Position(), "head", target, "took", took.Round(time.Millisecond))
+	if c.shadowed > 0 {
+		x.logger.Error("keys share a digest: only the one with the smallest id is found", "others", c.shadowed)
+	}
 }
 
 // beginAt reads where the list of keys stands, and where the log ends.

@@ -46,6 +46,16 @@ func (x *Index) Loaded() (took time.Duration, keys int) {
 	return x.took, x.keys
 }
 
+// Shadowed counts the keys that are not found, since an older key has the same digest.
+func (x *Index) Shadowed() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if c := x.contents.Load(); c != nil {
+		return c.shadowed
+	}
+	return 0
+}
+
 // Unknown counts the verifications of keys that are not in the ledger.
 func (x *Index) Unknown() uint64 {
 	var n uint64

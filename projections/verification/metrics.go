@@ -16,11 +16,12 @@ var (
 	bytesMetric    = prometheus.NewDesc("keyledger_index_bytes", "Memory of the verification index, by what it holds.", []string{"part"}, nil)
 	loadMetric     = prometheus.NewDesc("keyledger_index_load_seconds", "Duration of the last load of the snapshot.", nil, nil)
 	loadedMetric   = prometheus.NewDesc("keyledger_index_loaded_keys", "Keys in the last snapshot that was loaded.", nil, nil)
+	shadowedMetric = prometheus.NewDesc("keyledger_index_shadowed_keys", "Keys that are not found, since an older key has the same digest.", nil, nil)
 	unknownMetric  = prometheus.NewDesc("keyledger_unknown_keys_total", "Verifications of keys that are not in the ledger.", nil, nil)
 )
 
 func (*collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{keysMetric, positionMetric, readyMetric, bytesMetric, loadMetric, loadedMetric, unknownMetric} {
+	for _, d := range []*prometheus.Desc{keysMetric, positionMetric, readyMetric, bytesMetric, loadMetric, loadedMetric, shadowedMetric, unknownMetric} {
 		to <- d
 	}
 }
@@ -43,6 +44,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	gauge(bytesMetric, float64(m.Names), "names")
 	gauge(bytesMetric, float64(m.Profiles), "profiles")
 	gauge(bytesMetric, float64(m.Tallies), "tallies")
+	gauge(shadowedMetric, float64(x.Shadowed()))
 	took, keys := x.Loaded()
 	gauge(loadMetric, took.Seconds())
 	gauge(loadedMetric, float64(keys))
