@@ -24,22 +24,26 @@ type database struct {
 	adminURL string
 }
 
-func startDatabase(ctx context.Context) (*database, error) {
+func startDatabase(ctx context.Context) (_ *database, err error) {
 	dir, err := os.MkdirTemp("", "keyledger-bench-")
 	if err != nil {
 		return nil, err
 	}
+	db := &database{dir: dir}
+	defer func() {
+		if err != nil {
+			db.stop()
+		}
+	}()
 	// The unprivileged user that Postgres runs as must be able to pass.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
-	server, err := postgres.Start(ctx, postgres.Options{Dir: filepath.Join(dir, "postgres")})
-	if err != nil {
+	if db.server, err = postgres.Start(ctx, postgres.Options{Dir: filepath.Join(dir, "postgres")}); err != nil {
 		return nil, err
 	}
-	db := &database{server, dir, server.URL(), server.AdminURL()}
-	if err := migrations.Apply(ctx, server.AdminURL(), slog.New(slog.DiscardHandler)); err != nil {
-		db.stop()
+	db.url, db.adminURL = db.server.URL(), db.server.AdminURL()
+	if err := migrations.Apply(ctx, db.adminURL, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
 	return db, db.prepareBaselines(ctx)
@@ -48,8 +52,10 @@ func startDatabase(ctx context.Context) (*database, error) {
 func (d *database) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if err := d.server.Stop(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: stop postgres:", err)
+	if d.server != nil {
+		if err := d.server.Stop(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: stop postgres:", err)
+		}
 	}
 	_ = os.RemoveAll(d.dir)
 }

@@ -137,7 +137,7 @@ func (s *server) settle(ctx context.Context) error {
 
 // await waits until something holds, says so, and then waits for the followers of the log.
 func (s *server) await(ctx context.Context, holds func(map[string]float64) bool, held func()) error {
-	poll := time.NewTicker(20 * time.Millisecond)
+	poll := time.NewTicker(50 * time.Millisecond) // a look costs the server some milliseconds
 	defer poll.Stop()
 	deadline := time.After(settleWithin)
 	waiting := true
