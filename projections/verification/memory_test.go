@@ -40,7 +40,9 @@ func TestAKeyTakesLessThan100Bytes(t *testing.T) {
 	began = time.Now()
 	runtime.GC()
 	t.Logf("%d keys: %.1f bytes a key, %v to apply them; a collection takes %v; %+v", len(keys), perKey, took, time.Since(began), x.Memory())
-	if perKey > 100 {
+	// With few keys the fixed parts show, and what the runtime keeps for itself.
+	const fixed = 8 << 20
+	if perKey > 100+fixed/float64(len(keys)) {
 		t.Errorf("a key takes %.1f bytes", perKey)
 	}
 	runtime.KeepAlive(keys)
