@@ -231,7 +231,7 @@ func (n *node) startRelays(context.Context) error {
 
 // startIndex loads the verification index, and accounts the uses that it sees.
 func (n *node) startIndex(context.Context) error {
-	n.index = verification.New(verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry})
+	n.index = verification.New(verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry, TuneCollector: true})
 	accountant, err := verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
 		Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
 	})
