@@ -37,6 +37,15 @@ type appendRequest struct {
 	answer      chan appendAnswer
 }
 
+// reply answers the caller. The first answer counts: a command that was given up in an
+// outage may be met once more when the appender ends, and must not hold it up.
+func (r *appendRequest) reply(answer appendAnswer) {
+	select {
+	case r.answer <- answer:
+	default:
+	}
+}
+
 type appendAnswer struct {
 	outcome outcome
 	receipt domain.Receipt
@@ -133,7 +142,7 @@ func (a *appender) run(ctx context.Context) error {
 		}
 		if err := a.commit(ctx, batch); err != nil {
 			for _, r := range append(batch, a.waiting...) {
-				r.answer <- appendAnswer{err: domain.Unavailable(err)}
+				r.reply(appendAnswer{err: domain.Unavailable(err)})
 			}
 			return err
 		}
@@ -153,7 +162,7 @@ func (a *appender) collect() []*appendRequest {
 	consider := func(r *appendRequest) {
 		switch {
 		case r.ctx.Err() != nil:
-			r.answer <- appendAnswer{err: Wrap(r.ctx.Err(), "append to %s", r.stream)}
+			r.reply(appendAnswer{err: Wrap(r.ctx.Err(), "append to %s", r.stream)})
 			return
 		case len(batch) == mostBatchCommands, bytes >= mostBatchBytes,
 			written[r.stream], guards[r.stream], r.guard != "" && written[r.guard], r.chosen && ids[r.id]:
@@ -199,12 +208,13 @@ func (a *appender) collect() []*appendRequest {
 // else is answered or tried again.
 //
 // The order is the order for these reasons. The batch is sent as one call that
-// commits by itself, so that this process can be paused anywhere and holds no lock. When the answer does not come, the very same batch
-// is sent again, with the same event ids: append_events recognises by id at its version what it had
-// committed, and whatever a lost call might still do afterwards meets a moved version.
-// So nothing is guessed and nothing is doubled. The tail learns of the events only
-// after the commit, and before any caller is answered, so that a caller finds its
-// own write.
+// commits by itself, so that this process can be paused anywhere and holds no
+// lock. When the answer does not come, the very same batch is sent again, with
+// the same event ids: append_events recognises by id at its version what it had
+// committed, and whatever a lost call might still do afterwards meets a moved
+// version. So nothing is guessed and nothing is doubled. The tail learns of the
+// events only after the commit, and before any caller is answered, so that a
+// caller finds its own write.
 func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 	// What is queued is written even while the process shuts down.
 	ctx = context.WithoutCancel(ctx)
@@ -223,7 +233,8 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 					a.store.onCommit(a.lane, appended[len(appended)-1].Position)
 				}
 			}
-			return a.deliver(ctx, batch, result)
+			a.deliver(ctx, batch, result)
+			return nil
 		}
 		if isEpochChanged(err) {
 			return fmt.Errorf("%w: %w", ErrEpochChanged, err)
@@ -231,7 +242,7 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 		if !isUnavailable(err) {
 			// One bad command fails alone.
 			if len(batch) == 1 {
-				batch[0].answer <- appendAnswer{err: Wrap(err, "append to %s", batch[0].stream)}
+				batch[0].reply(appendAnswer{err: Wrap(err, "append to %s", batch[0].stream)})
 				return nil
 			}
 			a.logger.Error("a batch was refused; its commands are appended one by one", "commands", len(batch), "error", err)
@@ -253,7 +264,7 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 			// Nobody waits out a long outage here, nor after they have gone themselves: they
 			// are told that the outcome is not known.
 			if r.ctx.Err() != nil || time.Since(a.awaySince) > appendPatience {
-				r.answer <- appendAnswer{err: Wrap(err, "append to %s: the outcome is not known", r.stream)}
+				r.reply(appendAnswer{err: Wrap(err, "append to %s: the outcome is not known", r.stream)})
 				continue
 			}
 			wanted = append(wanted, r)
@@ -301,7 +312,8 @@ func (a *appender) answers(batch []*appendRequest, result *batchResult) []Event 
 	return all
 }
 
-func (a *appender) deliver(ctx context.Context, batch []*appendRequest, result *batchResult) error {
+// deliver answers everybody in a batch that was committed.
+func (a *appender) deliver(ctx context.Context, batch []*appendRequest, result *batchResult) {
 	for i, r := range batch {
 		answer := result.answers[i]
 		if answer.outcome == outcomeKnown {
@@ -309,14 +321,15 @@ func (a *appender) deliver(ctx context.Context, batch []*appendRequest, result *
 				answer.err = err
 			}
 		}
-		r.answer <- answer
+		r.reply(answer)
 	}
-	return nil
 }
 
 // recall finds where a command that is known stands. It may be this very one,
 // sent twice after a doubtful commit: then it was appended, and not replayed.
 func (a *appender) recall(ctx context.Context, r *appendRequest, answer *appendAnswer) error {
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
 	if len(r.events) > 0 {
 		var mine []Recorded
 		for e, err := range a.store.readStream(ctx, a.lane, r.stream, r.expected, len(r.events)) {
