@@ -63,7 +63,10 @@ func newLedger(t *testing.T) *ledger {
 
 func (l *ledger) makeStream() {
 	l.t.Helper()
-	_, err := l.js.CreateStream(l.t.Context(), jetstream.StreamConfig{Name: "KEYLEDGER_LIFECYCLE", Subjects: []string{"keyledger.lifecycle.>"}})
+	// In memory: a stream on disk cannot always be made again at the moment at which its name is free.
+	_, err := l.js.CreateStream(l.t.Context(), jetstream.StreamConfig{
+		Name: "KEYLEDGER_LIFECYCLE", Subjects: []string{"keyledger.lifecycle.>"}, Storage: jetstream.MemoryStorage,
+	})
 	if err != nil {
 		l.t.Fatal(err)
 	}
