@@ -138,6 +138,8 @@ func (c *chain) follow(e *checked) {
 			c.fault(e.position, "the key %s is revoked before it is created", e.key)
 		case e.change == revokes && key.revoked != 0:
 			c.fault(e.position, "the key %s was revoked at position %d already", e.key, key.revoked)
+		case e.change == fences && key.revoked == 0 && !c.loose:
+			c.fault(e.position, "the key %s is fenced before it is revoked", e.key)
 		}
 		key.version = uint32(e.version)
 		if e.change == revokes && key.revoked == 0 {

@@ -59,6 +59,7 @@ const (
 	changesNothing change = iota
 	creates
 	revokes
+	fences
 	changesUnknown
 )
 
@@ -120,6 +121,8 @@ func (r *row) columns(lane domain.Lane, c *checked) string {
 		c.change = creates
 	case "KeyRevoked":
 		c.change = revokes
+	case "RevocationFenced":
+		c.change = fences
 	case "MemberAdded", "MemberRemoved", "KeyUsed":
 		c.change = changesNothing
 	}

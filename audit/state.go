@@ -159,6 +159,8 @@ func Sentence(e eventstore.Event) string {
 		if event.Reason != "" {
 			what += fmt.Sprintf(", because: %s", event.Reason)
 		}
+	case domain.RevocationFenced:
+		return fmt.Sprintf("no verifier accepts key %s any more: %d confirmed, the leases of %d ran out, in %s", event.Key, len(event.Confirmed), len(event.Expired), event.Waited)
 	case domain.MemberAdded:
 		what = fmt.Sprintf("made %s a member as %s", orErased(string(event.User), e.Erased), event.Role)
 	case domain.MemberRemoved:

@@ -40,6 +40,18 @@ type KeyRevoked struct {
 	Reason       string // personal, since it is free text; may be empty
 }
 
+// RevocationFenced tells how the wait for a revocation ended: from here on no
+// verifier accepts the key. It stands behind the revocation in the key's stream.
+type RevocationFenced struct {
+	Key          KeyID
+	Organization OrganizationID
+	Position     Position      // of the revocation
+	Confirmed    []ID          // verifiers that said that they know of it
+	Expired      []ID          // verifiers whose leases were waited for instead
+	Waited       time.Duration // from the commit, in whole milliseconds
+	At           time.Time
+}
+
 // KeyUsed tells of uses of an organization's keys by one node in one window. It
 // is written in accounted mode once a flush, in exact mode once a use.
 type KeyUsed struct {
@@ -76,23 +88,26 @@ type MemberRemoved struct {
 	User         UserID // personal
 }
 
-func (KeyCreated) EventName() string    { return "KeyCreated" }
-func (KeyRevoked) EventName() string    { return "KeyRevoked" }
-func (KeyUsed) EventName() string       { return "KeyUsed" }
-func (MemberAdded) EventName() string   { return "MemberAdded" }
-func (MemberRemoved) EventName() string { return "MemberRemoved" }
+func (KeyCreated) EventName() string       { return "KeyCreated" }
+func (KeyRevoked) EventName() string       { return "KeyRevoked" }
+func (RevocationFenced) EventName() string { return "RevocationFenced" }
+func (KeyUsed) EventName() string          { return "KeyUsed" }
+func (MemberAdded) EventName() string      { return "MemberAdded" }
+func (MemberRemoved) EventName() string    { return "MemberRemoved" }
 
-func (e KeyCreated) Subject() OrganizationID    { return e.Organization }
-func (e KeyRevoked) Subject() OrganizationID    { return e.Organization }
-func (e KeyUsed) Subject() OrganizationID       { return e.Organization }
-func (e MemberAdded) Subject() OrganizationID   { return e.Organization }
-func (e MemberRemoved) Subject() OrganizationID { return e.Organization }
+func (e KeyCreated) Subject() OrganizationID       { return e.Organization }
+func (e KeyRevoked) Subject() OrganizationID       { return e.Organization }
+func (e RevocationFenced) Subject() OrganizationID { return e.Organization }
+func (e KeyUsed) Subject() OrganizationID          { return e.Organization }
+func (e MemberAdded) Subject() OrganizationID      { return e.Organization }
+func (e MemberRemoved) Subject() OrganizationID    { return e.Organization }
 
-func (KeyCreated) sealed()    {}
-func (KeyRevoked) sealed()    {}
-func (KeyUsed) sealed()       {}
-func (MemberAdded) sealed()   {}
-func (MemberRemoved) sealed() {}
+func (KeyCreated) sealed()       {}
+func (KeyRevoked) sealed()       {}
+func (RevocationFenced) sealed() {}
+func (KeyUsed) sealed()          {}
+func (MemberAdded) sealed()      {}
+func (MemberRemoved) sealed()    {}
 
 // ActorKind says what kind of credential stood behind a command.
 type ActorKind string

@@ -64,6 +64,15 @@ type RevokeKey struct {
 	Reason       string
 }
 
+// RecordFence tells how the wait for a revocation ended.
+type RecordFence struct {
+	Now       time.Time
+	Position  Position // of the revocation
+	Confirmed []ID
+	Expired   []ID
+	Waited    time.Duration
+}
+
 // UseKey asks whether a key may be used now, and records the answer.
 type UseKey struct {
 	Now       time.Time
@@ -74,9 +83,10 @@ type UseKey struct {
 	DecidedAt Position
 }
 
-func (CreateKey) keyCommand() {}
-func (RevokeKey) keyCommand() {}
-func (UseKey) keyCommand()    {}
+func (CreateKey) keyCommand()   {}
+func (RevokeKey) keyCommand()   {}
+func (RecordFence) keyCommand() {}
+func (UseKey) keyCommand()      {}
 
 // DecideKey says which events follow from a command. An empty result means
 // that it is so already.
@@ -92,6 +102,13 @@ func DecideKey(key Key, command KeyCommand) ([]Event, error) {
 			return nil, nil
 		}
 		return []Event{KeyRevoked{Key: key.ID, Organization: key.Organization, At: c.Now, Reason: c.Reason}}, nil
+	case RecordFence:
+		if !key.Revoked {
+			return nil, Errorf(CodeInternal, "a key that is not revoked has no fence")
+		}
+		return []Event{RevocationFenced{
+			Key: key.ID, Organization: key.Organization, Position: c.Position, Confirmed: c.Confirmed, Expired: c.Expired, Waited: c.Waited, At: c.Now,
+		}}, nil
 	case UseKey:
 		if !key.Exists() {
 			return nil, Errorf(CodeNotFound, "no such key")
@@ -144,6 +161,11 @@ func EvolveKey(key Key, event Event) (Key, error) {
 			return key, fmt.Errorf("evolve: key %s is revoked before it is created", e.Key)
 		}
 		key.Revoked, key.RevokedAt = true, e.At
+		return key, nil
+	case RevocationFenced:
+		if !key.Revoked {
+			return key, fmt.Errorf("evolve: key %s is fenced before it is revoked", e.Key)
+		}
 		return key, nil
 	case KeyUsed, MemberAdded, MemberRemoved:
 		return key, fmt.Errorf("evolve: %s does not belong to a key's stream", event.EventName())

@@ -89,7 +89,7 @@ func EvolveOrganization(o Organization, event Event) (Organization, error) {
 		members := maps.Clone(o.Members)
 		delete(members, e.User)
 		return Organization{Members: members}, nil
-	case KeyCreated, KeyRevoked, KeyUsed:
+	case KeyCreated, KeyRevoked, RevocationFenced, KeyUsed:
 		return o, fmt.Errorf("evolve: %s does not belong to an organization's stream", event.EventName())
 	}
 	return o, fmt.Errorf("evolve: unknown event %T", event)

@@ -21,7 +21,7 @@ import (
 // schema is the version of an event type's data that this code writes.
 func schema(event domain.Event) uint16 {
 	switch event.(type) {
-	case domain.KeyCreated, domain.KeyRevoked, domain.KeyUsed, domain.MemberAdded, domain.MemberRemoved:
+	case domain.KeyCreated, domain.KeyRevoked, domain.RevocationFenced, domain.KeyUsed, domain.MemberAdded, domain.MemberRemoved:
 		return 1
 	}
 	return 0
@@ -48,6 +48,9 @@ func encode(event domain.Event) (data []byte, p personal, err error) {
 	case domain.KeyRevoked:
 		o.text("keyId", e.Key.String()).text("organizationId", string(e.Organization)).timeOrNull("at", e.At)
 		p = personal{Reason: e.Reason}
+	case domain.RevocationFenced:
+		o.text("keyId", e.Key.String()).text("organizationId", string(e.Organization)).number("position", uint64(e.Position))
+		o.texts("confirmed", uuids(e.Confirmed)).texts("expired", uuids(e.Expired)).number("waitedMs", uint64(max(e.Waited, 0)/time.Millisecond)).timeOrNull("at", e.At)
 	case domain.KeyUsed:
 		o.text("organizationId", string(e.Organization)).text("boot", e.Boot.UUID()).number("flush", e.Flush).timeOrNull("at", e.At)
 		o.column("keys", e.Uses, func(b []byte, u domain.Use) []byte { return append(append(append(b, '"'), u.Key.String()...), '"') })
@@ -144,6 +147,8 @@ func decode(r Recorded, p personal) (domain.Event, error) {
 		event, err = decodeKeyCreated(r.Data, p)
 	case domain.KeyRevoked{}.EventName():
 		event, err = decodeKeyRevoked(r.Data, p)
+	case domain.RevocationFenced{}.EventName():
+		event, err = decodeRevocationFenced(r.Data)
 	case domain.KeyUsed{}.EventName():
 		event, err = decodeKeyUsed(r.Data)
 	case domain.MemberAdded{}.EventName(), domain.MemberRemoved{}.EventName():
@@ -207,6 +212,54 @@ func decodeKeyRevoked(data []byte, p personal) (domain.Event, error) {
 	}
 	key, err := domain.ParseKeyID(d.Key)
 	return domain.KeyRevoked{Key: key, Organization: domain.OrganizationID(d.Organization), At: d.At, Reason: p.Reason}, err
+}
+
+func decodeRevocationFenced(data []byte) (domain.Event, error) {
+	var d struct {
+		Key          string    `json:"keyId"`
+		Organization string    `json:"organizationId"`
+		Position     uint64    `json:"position"`
+		Confirmed    []string  `json:"confirmed"`
+		Expired      []string  `json:"expired"`
+		Waited       uint64    `json:"waitedMs"`
+		At           time.Time `json:"at"`
+	}
+	if err := unmarshal(data, &d); err != nil {
+		return nil, err
+	}
+	key, err := domain.ParseKeyID(d.Key)
+	if err != nil {
+		return nil, err
+	}
+	e := domain.RevocationFenced{
+		Key: key, Organization: domain.OrganizationID(d.Organization), Position: domain.Position(d.Position),
+		Waited: time.Duration(d.Waited) * time.Millisecond, At: d.At,
+	}
+	if e.Confirmed, err = parseUUIDs(d.Confirmed); err != nil {
+		return nil, err
+	}
+	e.Expired, err = parseUUIDs(d.Expired)
+	return e, err
+}
+
+func uuids(ids []domain.ID) []string {
+	texts := make([]string, len(ids))
+	for i, id := range ids {
+		texts[i] = id.UUID()
+	}
+	return texts
+}
+
+func parseUUIDs(texts []string) ([]domain.ID, error) {
+	var ids []domain.ID
+	for _, text := range texts {
+		id, err := domain.ParseID(text)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }
 
 func decodeKeyUsed(data []byte) (domain.Event, error) {

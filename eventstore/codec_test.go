@@ -43,6 +43,9 @@ func goldenEvents() map[string]domain.Event {
 			Key: key, Organization: "org_abc123", Digest: digest, Prefix: "bsk_live_a1b2", Scopes: domain.Scopes{"*"}, At: at, Name: "CI/CD",
 		},
 		"KeyRevoked.1": domain.KeyRevoked{Key: key, Organization: "org_abc123", At: at, Reason: "leaked"},
+		"RevocationFenced.1": domain.RevocationFenced{
+			Key: key, Organization: "org_abc123", Position: 42, Confirmed: []domain.ID{domain.ID(key)}, Expired: []domain.ID{{15: 1}}, Waited: 1060 * time.Millisecond, At: at,
+		},
 		"KeyUsed.1": domain.KeyUsed{Organization: "org_abc123", Boot: domain.ID(key), Flush: 3, At: at, Uses: []domain.Use{
 			{Key: key, Outcome: domain.OutcomeValid, Count: 41, First: at, Last: at.Add(time.Second), DecidedAt: 7},
 			{Key: key, Outcome: domain.OutcomeInsufficientScope, Count: 1, First: at, Last: at, DecidedAt: 6},

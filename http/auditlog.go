@@ -110,7 +110,7 @@ func (s *Server) auditLog(r *request) error {
 	return nil
 }
 
-var auditTypes = []string{domain.KeyCreated{}.EventName(), domain.KeyRevoked{}.EventName(), domain.MemberAdded{}.EventName(), domain.MemberRemoved{}.EventName()}
+var auditTypes = []string{domain.KeyCreated{}.EventName(), domain.KeyRevoked{}.EventName(), domain.RevocationFenced{}.EventName(), domain.MemberAdded{}.EventName(), domain.MemberRemoved{}.EventName()}
 
 // auditQuery reads the filters.
 func (s *Server) auditQuery(r *request, organization domain.OrganizationID) (AuditQuery, error) {
@@ -196,6 +196,8 @@ func auditFields(e *AuditEntry) (key domain.KeyID, name, user, role, reason stri
 		return event.Key, event.Name, string(event.CreatedBy), "", ""
 	case domain.KeyRevoked:
 		return event.Key, "", "", "", event.Reason
+	case domain.RevocationFenced:
+		return event.Key, "", "", "", ""
 	case domain.MemberAdded:
 		return key, "", string(event.User), event.Role, ""
 	case domain.MemberRemoved:

@@ -84,6 +84,8 @@ func nameOf(eventType string) (named, error) {
 		return named{domain.Lifecycle, true, "created", "keyledger.key.created"}, nil
 	case "KeyRevoked":
 		return named{domain.Lifecycle, true, "revoked", "keyledger.key.revoked"}, nil
+	case "RevocationFenced":
+		return named{domain.Lifecycle, true, "fenced", "keyledger.key.fenced"}, nil
 	case "KeyUsed":
 		return named{domain.Usage, false, "used", "keyledger.key.used"}, nil
 	case "MemberAdded":

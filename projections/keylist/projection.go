@@ -95,6 +95,8 @@ func keyOf(e eventstore.Event) (domain.KeyID, bool, error) {
 	switch event := e.Event.(type) {
 	case domain.KeyCreated:
 		return event.Key, true, nil
+	case domain.RevocationFenced:
+		return event.Key, true, nil
 	case domain.KeyRevoked:
 		return event.Key, true, nil
 	case domain.MemberAdded, domain.MemberRemoved:

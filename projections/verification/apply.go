@@ -90,6 +90,12 @@ func (c *contents) fold(e *eventstore.Event) error {
 			t.flags |= flagRevoked
 			t.version = e.Version
 		})
+	case domain.RevocationFenced:
+		ref, err := c.next(event.Key, e.Version)
+		if err != nil {
+			return err
+		}
+		return c.change(ref, func(t *traits) { t.version = e.Version })
 	case domain.MemberAdded, domain.MemberRemoved:
 		return nil // nothing that a verdict depends on
 	case domain.KeyUsed:
