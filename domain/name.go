@@ -32,6 +32,23 @@ func ParseName(text string) (string, error) {
 	return text, nil
 }
 
+const mostReasonCharacters = 500
+
+// ParseReason trims what somebody says of why, and accepts up to 500 characters of
+// the kind that names have. Nothing is a reason, too.
+func ParseReason(text string) (string, error) {
+	text = strings.TrimSpace(text)
+	if !utf8.ValidString(text) || utf8.RuneCountInString(text) > mostReasonCharacters {
+		return "", Invalid("reason", "must be at most %d characters of UTF-8", mostReasonCharacters)
+	}
+	for _, r := range text {
+		if !isPrintable(r) {
+			return "", Invalid("reason", "must not contain control or text-direction characters")
+		}
+	}
+	return text, nil
+}
+
 // isPrintable refuses controls (Cc), private and unassigned code points, line
 // separators, and those format characters (Cf) that change the order of what
 // is read: Unicode Standard Annex #9, section 2. The zero-width joiner stays, since names of

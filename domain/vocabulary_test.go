@@ -259,3 +259,17 @@ func FuzzParsersNeverPanicAndTakeOnlyWhatTheyWrite(f *testing.F) {
 		_, _ = domain.ParseUserID(text)
 	})
 }
+
+func TestAReasonMayBeEmptyAndIsOneLine(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{"": "", "  \t": "", " left the company ": "left the company", strings.Repeat("é", 500): strings.Repeat("é", 500)} {
+		if got, err := domain.ParseReason(text); err != nil || got != want {
+			t.Errorf("%q: got %q, %v", text, got, err)
+		}
+	}
+	for _, bad := range []string{strings.Repeat("é", 501), "a\nb", "a\u202eb", "a\xff"} {
+		if got, err := domain.ParseReason(bad); domain.CodeOf(err) != domain.CodeInvalid {
+			t.Errorf("%q: got %q, %v", bad, got, err)
+		}
+	}
+}

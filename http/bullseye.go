@@ -115,19 +115,12 @@ func (s *Server) bullseyeRevoke(r *request) error {
 	if _, err := r.jsonBody(); err != nil { // nothing in it matters
 		return err
 	}
-	key, _, err := s.revoke(r, p, id)
+	key, _, err := s.revoke(r, p, id, "")
 	if err != nil {
 		return err
 	}
-	// The ledger does not know when the key was used last; the list does. The
-	// revocation stands whether or not the list can be asked now.
-	view, err := s.keys.Get(r.ctx, p.organization, id, 0)
-	if err != nil {
-		view = domain.KeyView{}
-	}
-	view.Key = key
 	body := append(make([]byte, 0, 64+bullseyeKeyBytes), `{"success":true,"apiKey":`...)
-	body = appendBullseyeKey(body, &view)
+	body = appendBullseyeKey(body, s.lastUse(r, p, key))
 	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
 	return nil
 }

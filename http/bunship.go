@@ -182,7 +182,7 @@ func (s *Server) bunshipRevoke(r *request) error {
 	if _, err := r.jsonBody(); err != nil { // nothing in it matters
 		return err
 	}
-	_, changed, err := s.revoke(r, p, id)
+	_, changed, err := s.revoke(r, p, id, "")
 	if err != nil {
 		return err
 	}

@@ -185,6 +185,22 @@ func (d *decoder) integer(field string, most uint32) (uint32, error) {
 	return 0, domain.Invalid(field, "must be an integer from 1 to %d", most)
 }
 
+// number reads a whole number from 0 to most, written as one.
+func (d *decoder) number(field string, most uint32) (uint32, error) {
+	if d.PeekKind() != jsontext.KindNumber {
+		return d.integer(field, most)
+	}
+	value, err := d.ReadValue()
+	if err != nil {
+		return 0, d.malformed(err)
+	}
+	n, err := strconv.ParseUint(string(value), 10, 32)
+	if err != nil || n > uint64(most) {
+		return 0, domain.Invalid(field, "must be an integer from 0 to %d, or null for none", most)
+	}
+	return uint32(n), nil
+}
+
 // moment reads a time with a zone.
 func (d *decoder) moment(field string) (time.Time, error) {
 	text, err := d.text(field)

@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,17 +19,23 @@ type dialect struct {
 	failure func(e *domain.Error) (status int, body []byte)
 }
 
+// nativeResources are our own below /organizations/{id}, beside BunShip's.
+var nativeResources = []string{"keys", "audit-log", "events", "webhooks"}
+
 // dialectOf gives the dialect that a path belongs to, whether or not it exists.
 func dialectOf(path string) *dialect {
 	rest, ok := strings.CutPrefix(path, "/api/v1/")
 	if !ok {
 		return native
 	}
-	switch first, _, _ := strings.Cut(rest, "/"); first {
+	parts := strings.SplitN(rest, "/", 4)
+	switch parts[0] {
 	case "organization":
 		return bullseye
 	case "organizations":
-		return bunship
+		if len(parts) < 3 || !slices.Contains(nativeResources, parts[2]) {
+			return bunship
+		}
 	}
 	return native
 }

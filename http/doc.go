@@ -44,6 +44,7 @@
 //	dialect.go    where the dialects differ, and the create request that they share
 //	bullseye.go   one dialect each: bodies out, errors out
 //	bunship.go
+//	nativekeys.go
 //	native.go     problem details, minimum positions; usage.go: counts of uses
 //	verify.go     the verdict on a key; batch.go, forwardauth.go, message.go: other
 //	              doors to it; throttle.go: sources of unknown keys

@@ -37,7 +37,9 @@ type creation struct {
 	name      string
 	scopes    domain.Scopes
 	rateLimit uint32 // 0: none was named
+	unlimited bool   // no limit is asked for, and not the usual one
 	expiresAt time.Time
+	test      bool // it is for the test environment
 }
 
 // created is a new key, or, replayed, the one that an earlier request with the
@@ -54,12 +56,12 @@ func (s *Server) create(r *request, p principal, c creation) (created, error) {
 	if err != nil {
 		return created{}, err
 	}
-	secret, err := domain.NewSecret(s.options.KeyFormat, false, rand.Reader)
+	secret, err := domain.NewSecret(s.options.KeyFormat, c.test, rand.Reader)
 	if err != nil {
 		return created{}, err
 	}
 	limit := c.rateLimit
-	if limit == 0 {
+	if limit == 0 && !c.unlimited {
 		limit = s.options.RateLimit
 	}
 	key, receipt, err := s.change(r, p, operation{"create", ""}, domain.KeyID(id), func(p principal) domain.KeyCommand {
@@ -88,10 +90,10 @@ func (s *Server) create(r *request, p principal, c creation) (created, error) {
 
 // revoke ends a key. changed is false when it was revoked before, by another
 // request. Whatever it says, this node's index knows of the revocation then.
-func (s *Server) revoke(r *request, p principal, id domain.KeyID) (key domain.Key, changed bool, err error) {
+func (s *Server) revoke(r *request, p principal, id domain.KeyID, reason string) (key domain.Key, changed bool, err error) {
 	now := s.now()
 	key, receipt, err := s.change(r, p, operation{"revoke", id.String()}, id, func(p principal) domain.KeyCommand {
-		return domain.RevokeKey{Now: now, Organization: p.organization}
+		return domain.RevokeKey{Now: now, Organization: p.organization, Reason: reason}
 	})
 	if err != nil {
 		return domain.Key{}, false, err
@@ -205,6 +207,9 @@ func (s *Server) page(r *request, organization domain.OrganizationID) (page, err
 		if p.limit == 0 {
 			p.limit = defaultPage
 		}
+	}
+	if p.limit == 0 && r.dialect == native {
+		p.limit = defaultPage // the seeds' clients expect the whole list
 	}
 	return p, nil
 }

@@ -177,7 +177,7 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	routes := slices.Concat(s.routes(), s.logRoutes(), s.auditRoutes())
+	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes())
 	s.mount(routes)
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()

@@ -1,0 +1,266 @@
+package http
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+
+	"keyledger/domain"
+)
+
+// Our own dialect for keys: what both seeds have, and what neither says.
+
+const nativeKeysPath = "/api/v1/organizations/:organization/keys"
+
+func (s *Server) nativeKeyRoutes() []*route {
+	const get, post, del = fiber.MethodGet, fiber.MethodPost, fiber.MethodDelete
+	return []*route{
+		{method: get, pattern: nativeKeysPath, dialect: native, handle: s.nativeList},
+		{method: post, pattern: nativeKeysPath, dialect: native, handle: s.nativeCreate},
+		{method: get, pattern: nativeKeysPath + "/:key", dialect: native, handle: s.nativeGet},
+		{method: del, pattern: nativeKeysPath + "/:key", dialect: native, handle: s.nativeRevoke},
+	}
+}
+
+// nativeList answers a page, of 100 keys when nothing else is asked for.
+func (s *Server) nativeList(r *request) error {
+	l, err := s.list(r)
+	if err != nil {
+		return err
+	}
+	body := append(make([]byte, 0, 64+len(l.keys)*nativeKeyBytes), `{"keys":[`...)
+	for i := range l.keys {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = appendNativeKey(body, &l.keys[i], l.moment)
+	}
+	body = append(body, `],"hasMore":`...)
+	body = strconv.AppendBool(body, l.next != "")
+	body = append(body, `,"nextCursor":`...)
+	body = appendTextOrNull(body, l.next)
+	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
+	return nil
+}
+
+func (s *Server) nativeCreate(r *request) error {
+	p, err := s.admit(r, domain.ScopeAdmin, false)
+	if err != nil {
+		return err
+	}
+	body, err := r.jsonBody()
+	if err != nil {
+		return err
+	}
+	c, err := readNativeCreation(body)
+	if err != nil {
+		return err
+	}
+	made, err := s.create(r, p, c)
+	if err != nil {
+		return err
+	}
+	body = append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
+	body = appendNativeKey(body, &domain.KeyView{Key: made.key}, s.clock())
+	body = append(body, `,"secret":`...)
+	body = appendTextOrNull(body, made.secret.Reveal())
+	r.set(fiber.HeaderLocation, strings.TrimSuffix(r.path(), "/")+"/"+made.key.ID.String())
+	r.answer(fiber.StatusCreated, fiber.MIMEApplicationJSON, append(body, '}'))
+	return nil
+}
+
+func (s *Server) nativeGet(r *request) error {
+	view, err := s.get(r)
+	if err != nil {
+		return err
+	}
+	body := append(make([]byte, 0, 16+nativeKeyBytes), `{"key":`...)
+	body = appendNativeKey(body, &view, s.clock())
+	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
+	return nil
+}
+
+func (s *Server) nativeRevoke(r *request) error {
+	p, err := s.admit(r, domain.ScopeAdmin, false)
+	if err != nil {
+		return err
+	}
+	id, err := r.key()
+	if err != nil {
+		return err
+	}
+	body, err := r.jsonBody()
+	if err != nil {
+		return err
+	}
+	reason, err := readReason(body)
+	if err != nil {
+		return err
+	}
+	key, changed, err := s.revoke(r, p, id, reason)
+	if err != nil {
+		return err
+	}
+	body = append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
+	body = appendNativeKey(body, s.lastUse(r, p, key), s.clock())
+	body = append(body, `,"changed":`...)
+	body = strconv.AppendBool(body, changed)
+	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
+	return nil
+}
+
+// lastUse adds to a key from the ledger what the list alone knows: its uses. What
+// was done stands whether or not the list can be asked now.
+func (s *Server) lastUse(r *request, p principal, key domain.Key) *domain.KeyView {
+	view, err := s.keys.Get(r.ctx, p.organization, key.ID, 0)
+	if err != nil {
+		view = domain.KeyView{}
+	}
+	view.Key = key
+	return &view
+}
+
+// readNativeCreation reads what a client says of a new key. Nothing is given away
+// by leaving it out: scopes must be named. A limit of null or 0 is none.
+func readNativeCreation(body []byte) (creation, error) {
+	var c creation
+	f := creationFields{}
+	err := decodeObject(body, []string{"name", "scopes", "rateLimit", "expiresAt", "environment"}, func(d *decoder, name string) error {
+		null, err := d.null()
+		switch {
+		case err != nil:
+			return err
+		case name == "rateLimit" && null:
+			c.unlimited = true
+			return nil
+		case null:
+			return nil
+		}
+		switch name {
+		case "name":
+			f.name, err = d.text(name)
+			f.named = true
+		case "scopes":
+			f.scopes, err = d.texts(name)
+		case "rateLimit":
+			f.rateLimit, err = d.number(name, domain.MostRateLimit)
+			c.unlimited = f.rateLimit == 0
+		case "expiresAt":
+			f.expiresAt, err = d.moment(name)
+		case "environment":
+			c.test, err = d.environment(name)
+		}
+		return err
+	})
+	if err != nil {
+		return creation{}, err
+	}
+	checked, err := f.check()
+	if err != nil {
+		return creation{}, err
+	}
+	checked.unlimited, checked.test = c.unlimited, c.test
+	return checked, nil
+}
+
+// environment says whether keys for tests are meant.
+func (d *decoder) environment(field string) (test bool, err error) {
+	text, err := d.text(field)
+	if err == nil && text != environmentLive && text != environmentTest {
+		err = domain.Invalid(field, "must be %s or %s", environmentLive, environmentTest)
+	}
+	return text == environmentTest, err
+}
+
+// readReason reads why a key is revoked. There need be none, and no body either.
+func readReason(body []byte) (reason string, err error) {
+	if len(body) == 0 {
+		return "", nil
+	}
+	err = decodeObject(body, []string{"reason"}, func(d *decoder, name string) error {
+		null, err := d.null()
+		if null || err != nil {
+			return err
+		}
+		text, err := d.text(name)
+		if err != nil {
+			return err
+		}
+		reason, err = domain.ParseReason(text)
+		return err
+	})
+	return reason, err
+}
+
+const (
+	environmentLive = "live"
+	environmentTest = "test"
+
+	// nativeKeyBytes is more than most keys take.
+	nativeKeyBytes = 480
+)
+
+// appendNativeKey appends a key as it stands at a moment. Every member is always
+// there, null where there is nothing to say.
+func appendNativeKey(dst []byte, k *domain.KeyView, now time.Time) []byte {
+	dst = slices.Grow(dst, nativeKeyBytes)
+	dst = append(dst, `{"id":`...)
+	dst = appendKeyID(dst, k.ID)
+	dst = append(dst, `,"organizationId":`...)
+	dst = appendText(dst, string(k.Organization))
+	dst = append(dst, `,"name":`...)
+	dst = appendText(dst, k.Name)
+	dst = append(dst, `,"prefix":`...)
+	dst = appendText(dst, k.Prefix)
+	dst = append(dst, `,"environment":`...)
+	dst = appendTextOrNull(dst, environmentOf(k.Prefix))
+	dst = append(dst, `,"scopes":`...)
+	dst = appendScopes(dst, k.Scopes)
+	dst = append(dst, `,"rateLimit":`...)
+	dst = appendLimit(dst, k.RateLimit)
+	dst = append(dst, `,"status":"`...)
+	dst = append(dst, nativeStatus(&k.Key, now)...)
+	dst = append(dst, `","createdAt":`...)
+	dst = appendTime(dst, k.CreatedAt)
+	dst = append(dst, `,"createdByUserId":`...)
+	dst = appendTextOrNull(dst, string(k.CreatedBy))
+	dst = append(dst, `,"expiresAt":`...)
+	dst = appendTime(dst, k.ExpiresAt)
+	dst = append(dst, `,"revokedAt":`...)
+	dst = appendTime(dst, k.RevokedAt)
+	dst = append(dst, `,"lastUsedAt":`...)
+	dst = appendTime(dst, k.LastUsedAt)
+	dst = append(dst, `,"uses":`...)
+	dst = strconv.AppendUint(dst, k.Uses, 10)
+	return append(dst, '}')
+}
+
+// nativeStatus is in one word why a key is refused, or that it is not. The order is
+// that of verdicts.
+func nativeStatus(k *domain.Key, now time.Time) string {
+	switch {
+	case k.Revoked:
+		return "revoked"
+	case k.Disabled:
+		return "disabled"
+	case k.Expired(now):
+		return "expired"
+	}
+	return "active"
+}
+
+// environmentOf reads the environment from what is shown of a key. A key that was
+// made elsewhere may have none.
+func environmentOf(prefix string) string {
+	_, rest, _ := strings.Cut(prefix, "_")
+	switch word, _, found := strings.Cut(rest, "_"); {
+	case found && word == environmentLive:
+		return environmentLive
+	case found && word == environmentTest:
+		return environmentTest
+	}
+	return ""
+}
