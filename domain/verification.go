@@ -42,3 +42,10 @@ type KeyQuery struct {
 	Most         int      // page size; 0: all
 	AtLeast      Position // the page shows at least everything up to here
 }
+
+// Fenced tells how a fence ended: from then on nobody accepts what was revoked.
+type Fenced struct {
+	Confirmed []ID          // verifiers that said that they know
+	Expired   []ID          // verifiers whose leases were waited for instead
+	Waited    time.Duration // since the commit; 0 when it held already
+}

@@ -19,6 +19,11 @@ const (
 	lifecycleSubjects = "keyledger.lifecycle."
 	usageSubjects     = "keyledger.usage."
 	wakeSubjects      = "keyledger.wake."
+	fenceSubjects     = "keyledger.fence."
+
+	askSubject       = fenceSubjects + "ask"       // everybody who verifies is to confirm a position
+	softAskSubject   = fenceSubjects + "softask"   // servers are
+	confirmedSubject = fenceSubjects + "confirmed" // a verifier has applied the log up to a position
 
 	// RevokedSubjects is every revocation, of all organizations.
 	RevokedSubjects = "keyledger.lifecycle.*.*.revoked"
