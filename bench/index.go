@@ -19,6 +19,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/index"
 	"keyledger/projections/verification"
 )
 
@@ -57,12 +58,12 @@ func measureIndex(ctx context.Context, arguments []string) error {
 		return err
 	}
 	defer pool.Close()
-	t.index = verification.New(verification.Options{Pool: pool, TuneCollector: true})
+	t.index = index.New(index.Options{TuneCollector: true})
 
 	f := indexFigures{Keys: n}
 	before := resident()
 	began := time.Now()
-	if err := t.index.Load(ctx, pool); err != nil {
+	if err := verification.New(t.index, verification.Options{Pool: pool}).Load(ctx, pool); err != nil {
 		return err
 	}
 	f.Load = time.Since(began).Seconds()
@@ -84,7 +85,7 @@ func measureIndex(ctx context.Context, arguments []string) error {
 }
 
 type indexTest struct {
-	index *verification.Index
+	index *index.Index
 	plain []byte   // all keys, as their clients present them
 	order []uint32 // in which they come
 }

@@ -17,6 +17,7 @@ import (
 	"keyledger/domain"
 	"keyledger/eventstore"
 	keyhttp "keyledger/http"
+	"keyledger/index"
 	"keyledger/internal/testkit"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
@@ -45,14 +46,15 @@ func startReal(t *testing.T) *realSite {
 	}
 	lists := projections.NewFollower(store, keylist.New(pool), projections.FollowerOptions{Logger: logger})
 	uses := projections.NewFollower(store, usage.New(pool), projections.FollowerOptions{Logger: logger})
-	index := verification.New(verification.Options{Pool: pool, Log: store, Logger: logger})
-	accountant, err := verification.NewAccountant(index, store, verification.AccountantOptions{Logger: logger})
+	keys := index.New(index.Options{Logger: logger})
+	projection := verification.New(keys, verification.Options{Pool: pool, Log: store, Logger: logger})
+	accountant, err := verification.NewAccountant(keys, store, verification.AccountantOptions{Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	group, running := errgroup.WithContext(running)
-	for _, run := range []func(context.Context) error{store.Run, lists.Run, uses.Run, index.Run} {
+	for _, run := range []func(context.Context) error{store.Run, lists.Run, uses.Run, projection.Run} {
 		group.Go(func() error {
 			if err := run(running); running.Err() == nil {
 				return fmt.Errorf("it ended too early: %w", err)
@@ -69,12 +71,12 @@ func startReal(t *testing.T) *realSite {
 	_, epoch := store.Ledger()
 	s := &realSite{store: store, accountant: accountant}
 	s.site = start(t, func(o *keyhttp.Options) {
-		o.Ledger, o.Verifier, o.Keys, o.Epoch, o.Clock = store, index, keylist.NewList(pool, lists), epoch, nil
+		o.Ledger, o.Verifier, o.Keys, o.Epoch, o.Clock = store, keys, keylist.NewList(pool, lists), epoch, nil
 		o.Tokens.Issuer, o.Tokens.Audience = "", ""
 	})
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for !index.Ready() {
+	for !keys.Ready() {
 		<-poll.C
 	}
 	return s

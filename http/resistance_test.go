@@ -23,6 +23,7 @@ import (
 	"keyledger/domain"
 	"keyledger/eventstore"
 	keyhttp "keyledger/http"
+	"keyledger/index"
 	"keyledger/internal/testkit"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
@@ -149,7 +150,7 @@ func TestGarbageKeysCostNoQueryAndNoMemory(t *testing.T) {
 }
 
 // realIndex makes a log with one key without a limit, and an index that knows it.
-func realIndex(t *testing.T, pool *pgxpool.Pool) (*eventstore.Store, *verification.Index, domain.Secret) {
+func realIndex(t *testing.T, pool *pgxpool.Pool) (*eventstore.Store, *index.Index, domain.Secret) {
 	t.Helper()
 	store, err := eventstore.Open(t.Context(), eventstore.Options{Pool: pool, MasterKey: make([]byte, 32), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -184,11 +185,11 @@ func realIndex(t *testing.T, pool *pgxpool.Pool) (*eventstore.Store, *verificati
 	if err := projections.NewFollower(store, keylist.New(pool), projections.FollowerOptions{}).CatchUp(t.Context(), receipt.Position); err != nil {
 		t.Fatal(err)
 	}
-	index := verification.New(verification.Options{Pool: pool, Log: store})
-	if err := index.Load(t.Context(), pool); err != nil {
+	keys := index.New(index.Options{})
+	if err := verification.New(keys, verification.Options{Pool: pool, Log: store}).Load(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
-	return store, index, secret
+	return store, keys, secret
 }
 
 // caller is a client with a connection of its own. It costs less than a library's,

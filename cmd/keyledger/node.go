@@ -16,6 +16,7 @@ import (
 	"keyledger/domain"
 	"keyledger/eventstore"
 	keyhttp "keyledger/http"
+	"keyledger/index"
 	"keyledger/internal/backing"
 	"keyledger/internal/config"
 	"keyledger/internal/datadir"
@@ -47,7 +48,7 @@ type node struct {
 	keylist   *projections.Follower
 	usage     *projections.Follower
 	list      *keylist.List
-	index     *verification.Index
+	index     *index.Index
 	relays    []*publisher.Relay
 	server    *keyhttp.Server
 	endpoints datadir.Endpoints
@@ -231,14 +232,15 @@ func (n *node) startRelays(context.Context) error {
 
 // startIndex loads the verification index, and accounts the uses that it sees.
 func (n *node) startIndex(context.Context) error {
-	n.index = verification.New(verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry, TuneCollector: true})
+	n.index = index.New(index.Options{Logger: n.logger, TuneCollector: true})
+	projection := verification.New(n.index, verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry})
 	accountant, err := verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
 		Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
 	}
-	n.parts.Go("verification index", n.index.Run)
+	n.parts.Go("verification index", projection.Run)
 	n.parts.Go("accounting of uses", accountant.Run)
 	return nil
 }

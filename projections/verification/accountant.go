@@ -16,6 +16,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/index"
 )
 
 // Ledger is where uses are recorded. *eventstore.Store is one.
@@ -48,31 +49,25 @@ type AccountantOptions struct {
 
 // Accountant records in the log what an index has counted.
 type Accountant struct {
-	index  *Index
+	index  *index.Index
+	counts *index.Collector
 	ledger Ledger
 	o      AccountantOptions
 	window atomic.Int64
 
 	// turn holds one token. Whoever has it flushes, and owns what follows.
-	turn    chan struct{}
-	flush   eventstore.UsageFlush // the next one, or the one whose outcome is in doubt when it has events
-	uses    []counted             // collected; those from sent on are not in a flush yet
-	sent    int
-	drained []*contents // former contents that were collected once
+	turn  chan struct{}
+	flush eventstore.UsageFlush // the next one, or the one whose outcome is in doubt when it has events
+	uses  []index.Counted       // collected; those from sent on are not in a flush yet
+	sent  int
 
 	mu      sync.Mutex
 	begun   uint64        // passes
 	done    uint64        // the last pass before which everything is recorded
 	passed  chan struct{} // closed when done has changed
-	durable []durableUse  // that wait to be recorded
+	durable []index.Place // that wait to be recorded
 	hurry   chan struct{} // holds a token when there are any
 	metrics *accountMetrics
-}
-
-// durableUse is where a use that somebody waits for was counted.
-type durableUse struct {
-	contents *contents
-	tally    uint32 // 0: among the refusals
 }
 
 const (
@@ -86,7 +81,7 @@ const (
 )
 
 // NewAccountant makes an accountant of an index. An index has one.
-func NewAccountant(index *Index, ledger Ledger, o AccountantOptions) (*Accountant, error) {
+func NewAccountant(x *index.Index, ledger Ledger, o AccountantOptions) (*Accountant, error) {
 	if o.Window == 0 {
 		o.Window = time.Second
 	}
@@ -109,7 +104,7 @@ func NewAccountant(index *Index, ledger Ledger, o AccountantOptions) (*Accountan
 		}
 	}
 	a := &Accountant{
-		index: index, ledger: ledger, o: o,
+		index: x, counts: index.NewCollector(x), ledger: ledger, o: o,
 		turn:   make(chan struct{}, 1),
 		flush:  eventstore.UsageFlush{Boot: o.Boot, Flush: 1},
 		passed: make(chan struct{}), hurry: make(chan struct{}, 1),
@@ -177,7 +172,7 @@ func (a *Accountant) Flush(ctx context.Context) error { return a.pass(ctx, true)
 // and the use may be recorded nevertheless.
 func (a *Accountant) VerifyDurable(ctx context.Context, v domain.Verification) (domain.Verdict, error) {
 	var verdict domain.Verdict
-	where, err := a.index.verify(&v, &verdict)
+	where, err := a.index.VerifyAt(&v, &verdict)
 	if err != nil || verdict.Outcome == domain.OutcomeNotFound {
 		return verdict, err
 	}
@@ -258,41 +253,15 @@ func (a *Accountant) pass(ctx context.Context, full bool) error {
 
 // collect takes out all counts, a bounded number at a time, and records them.
 func (a *Accountant) collect(ctx context.Context) error {
-	current, former := a.index.collectable()
-	for _, c := range append(former, current) {
-		if c == nil {
-			continue
-		}
-		a.uses = c.collectRefusals(a.uses[:0])
-		for next := uint32(1); next != 0; {
-			now := a.o.Clock()
-			a.uses, next = c.collect(next, mostCollected, now.UnixMilli(), bucketOf(now.Sub(a.index.base)), a.uses)
-			if err := a.send(ctx); err != nil {
-				return err
-			}
-			a.uses = a.uses[:0]
-		}
-	}
-	// A verification that began before the contents were replaced may have counted
-	// after they were collected, so they are collected twice.
-	a.index.drop(a.drained)
-	a.drained = former
-	return nil
+	return a.counts.Each(a.o.Clock, mostCollected, a.uses[:0], func(uses []index.Counted) error {
+		a.uses = uses
+		return a.send(ctx)
+	})
 }
 
 // collectDurable takes out the counts that somebody waits for.
-func (a *Accountant) collectDurable(ctx context.Context, durable []durableUse) error {
-	a.uses = a.uses[:0]
-	refused := map[*contents]bool{}
-	for _, d := range durable {
-		switch {
-		case d.tally != 0:
-			a.uses = d.contents.take(d.tally, a.uses)
-		case !refused[d.contents]:
-			refused[d.contents] = true
-			a.uses = d.contents.collectRefusals(a.uses)
-		}
-	}
+func (a *Accountant) collectDurable(ctx context.Context, durable []index.Place) error {
+	a.uses = a.counts.At(durable, a.uses[:0])
 	return a.send(ctx)
 }
 
@@ -319,14 +288,14 @@ func (a *Accountant) send(ctx context.Context) error {
 
 // byOrganization puts an event's uses next to each other, and within it those of
 // neighbouring keys, which is how a projection likes to find them.
-func byOrganization(l, r counted) int {
-	if c := cmp.Compare(l.organization, r.organization); c != 0 {
+func byOrganization(l, r index.Counted) int {
+	if c := cmp.Compare(l.Organization, r.Organization); c != 0 {
 		return c
 	}
-	if c := bytes.Compare(l.key[:], r.key[:]); c != 0 {
+	if c := bytes.Compare(l.Key[:], r.Key[:]); c != 0 {
 		return c
 	}
-	return cmp.Compare(l.outcome, r.outcome)
+	return cmp.Compare(l.Outcome, r.Outcome)
 }
 
 // cut moves uses into the next flush: an event for each organization, or several
@@ -336,16 +305,16 @@ func (a *Accountant) cut() {
 	var event *domain.KeyUsed
 	for n := 0; a.sent < len(a.uses) && n < mostFlushUses; n++ {
 		u := &a.uses[a.sent]
-		if event == nil || event.Organization != u.organization || len(event.Uses) == mostUses {
+		if event == nil || event.Organization != u.Organization || len(event.Uses) == mostUses {
 			if len(a.flush.Events) == mostFlush {
 				return
 			}
-			a.flush.Events = append(a.flush.Events, domain.KeyUsed{Organization: u.organization, Boot: a.flush.Boot, Flush: a.flush.Flush, At: now})
+			a.flush.Events = append(a.flush.Events, domain.KeyUsed{Organization: u.Organization, Boot: a.flush.Boot, Flush: a.flush.Flush, At: now})
 			event = &a.flush.Events[len(a.flush.Events)-1]
 		}
 		event.Uses = append(event.Uses, domain.Use{
-			Key: u.key, Outcome: u.outcome, Count: u.count,
-			First: time.UnixMilli(u.first).UTC(), Last: time.UnixMilli(u.last).UTC(), DecidedAt: domain.Position(u.decided),
+			Key: u.Key, Outcome: u.Outcome, Count: u.Count,
+			First: time.UnixMilli(u.First).UTC(), Last: time.UnixMilli(u.Last).UTC(), DecidedAt: u.Decided,
 		})
 		a.sent++
 	}

@@ -16,6 +16,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/index"
 )
 
 // ledger keeps flushes as the log would, and fails as it might: before the flush
@@ -79,7 +80,7 @@ func (l *ledger) counts() (counts [domain.Outcomes]uint64) {
 	return counts
 }
 
-func accountantOf(t *testing.T, x *Index, l Ledger, o AccountantOptions) *Accountant {
+func accountantOf(t *testing.T, x *index.Index, l Ledger, o AccountantOptions) *Accountant {
 	t.Helper()
 	a, err := NewAccountant(x, l, o)
 	if err != nil {
@@ -189,8 +190,8 @@ func TestAFlushInDoubtIsRepeatedAsItWasBeforeAnythingNewer(t *testing.T) {
 func TestAnEventBelongsToOneOrganizationAndIsBounded(t *testing.T) {
 	t.Parallel()
 	keys := plainKeys(4500)
-	x := empty(Options{})
-	var events []eventstore.Event
+	x := empty()
+	var events []index.Event
 	for i, key := range keys {
 		e := created(i+1, key, time.Now())
 		k := e.Event.(domain.KeyCreated)
@@ -234,13 +235,13 @@ func TestAUseNamesThePositionThatItWasDecidedAt(t *testing.T) {
 	}
 	verify(at)
 	for i := range 2 { // the lane moves on
-		if err := x.Apply([]eventstore.Event{created(i+2, keys[i+1], at)}); err != nil {
+		if err := x.Apply([]index.Event{created(i+2, keys[i+1], at)}); err != nil {
 			t.Fatal(err)
 		}
 		verify(at.Add(time.Duration(i+1) * time.Second))
 	}
 	revoked := domain.KeyRevoked{Key: created(1, keys[0], at).Event.(domain.KeyCreated).Key, At: at}
-	if err := x.Apply([]eventstore.Event{{Recorded: eventstore.Recorded{Position: 4, Version: 2, Type: revoked.EventName()}, Event: revoked}}); err != nil {
+	if err := x.Apply([]index.Event{{Position: 4, Version: 2, Event: revoked}}); err != nil {
 		t.Fatal(err)
 	}
 	verify(at.Add(5 * time.Second))
@@ -366,7 +367,7 @@ func TestWhatWasCountedIsFlushedWhenRunEnds(t *testing.T) {
 
 func TestTheWindowGrowsWhenFlushesTakeLong(t *testing.T) {
 	t.Parallel()
-	a := accountantOf(t, empty(Options{}), &ledger{}, AccountantOptions{Window: time.Second, LongestWindow: 8 * time.Second})
+	a := accountantOf(t, empty(), &ledger{}, AccountantOptions{Window: time.Second, LongestWindow: 8 * time.Second})
 	for _, test := range []struct{ took, window time.Duration }{
 		{time.Millisecond, time.Second},
 		{400 * time.Millisecond, 2 * time.Second},
@@ -380,65 +381,6 @@ func TestTheWindowGrowsWhenFlushesTakeLong(t *testing.T) {
 	}
 }
 
-func TestTalliesGoBackWhenTheirKeysAreIdleAndNotBefore(t *testing.T) {
-	t.Parallel()
-	now := time.Now()
-	keys := plainKeys(100)
-	x := filled(t, keys)
-	l := &ledger{}
-	a := accountantOf(t, x, l, AccountantOptions{Clock: func() time.Time { return now }})
-	c := x.contents.Load()
-	lent := func() (n int) {
-		for ref := uint32(1); ref <= c.count; ref++ {
-			if c.number(ref).Load() != 0 {
-				n++
-			}
-		}
-		return n
-	}
-	use := func(keys [][]byte, times int) (accepted int) {
-		for _, key := range keys {
-			for range times {
-				v, err := x.Verify(domain.Verification{Digest: digestOf(key), Now: now})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if v.Outcome == domain.OutcomeValid {
-					accepted++
-				}
-			}
-		}
-		return accepted
-	}
-	if n := use(keys, int(domain.DefaultRateLimit)+5); n != len(keys)*int(domain.DefaultRateLimit) || lent() != len(keys) {
-		t.Fatalf("%d accepted, %d tallies", n, lent())
-	}
-	for range 6 {
-		if err := a.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		now = now.Add(10 * time.Second)
-		if n := use(keys[:50], 1); n != 0 || lent() != len(keys) {
-			t.Fatalf("within the minute: %d accepted, %d tallies", n, lent())
-		}
-	}
-	now = now.Add(20 * time.Second)
-	use(keys[:50], 1)
-	if err := a.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if lent() != 50 {
-		t.Errorf("%d tallies are lent, 50 keys are in use", lent())
-	}
-	made := c.tallies.made.Load()
-	if n := use(keys[50:], int(domain.DefaultRateLimit)+5); n != 50*int(domain.DefaultRateLimit) {
-		t.Errorf("%d accepted", n)
-	}
-	if c.tallies.made.Load() != made {
-		t.Error("new tallies were made though old ones were free")
-	}
-}
-
 func TestUsesCountedBeforeTheKeysWereLoadedAnewAreRecorded(t *testing.T) {
 	t.Parallel()
 	keys := plainKeys(10)
@@ -448,7 +390,7 @@ func TestUsesCountedBeforeTheKeysWereLoadedAnewAreRecorded(t *testing.T) {
 	for _, key := range keys {
 		verifyPlain(x, key, nil)
 	}
-	x.replace(filled(t, keys).contents.Load(), 10, 0)
+	x.Replace(snapshotOf(t, keys), 10, 0)
 	for _, key := range keys {
 		verifyPlain(x, key, nil)
 	}
@@ -460,17 +402,15 @@ func TestUsesCountedBeforeTheKeysWereLoadedAnewAreRecorded(t *testing.T) {
 	if n := l.counts()[domain.OutcomeValid]; n != 20 {
 		t.Errorf("%d uses of 20", n)
 	}
-	if len(x.former) != 0 {
-		t.Error("what was replaced is kept for ever")
-	}
 }
 
 func TestMetricsAreGathered(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewPedanticRegistry()
 	keys := plainKeys(2)
-	x := empty(Options{Registerer: registry})
-	if err := x.Apply([]eventstore.Event{created(1, keys[0], time.Now())}); err != nil {
+	x := empty()
+	New(x, Options{Registerer: registry})
+	if err := x.Apply([]index.Event{created(1, keys[0], time.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	a := accountantOf(t, x, &ledger{}, AccountantOptions{Registerer: registry})

@@ -3,214 +3,84 @@ package verification
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"flag"
 	"fmt"
-	"math/rand/v2"
-	"runtime"
-	"sort"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/index"
+	"keyledger/internal/testkit"
 )
 
-var manyKeys = flag.Int("keys", 1_000_000, "keys in the index for benchmarks and the memory test")
+func TestMain(m *testing.M) { testkit.Main(m) }
 
-var sink uint64
+var manyKeys = flag.Int("keys", 1_000_000, "keys in the index for benchmarks")
 
-// plainKeys are keys as they are presented, in one piece of memory.
+// plainKeys are keys as they are presented.
 func plainKeys(n int) [][]byte {
-	random := rand.New(rand.NewPCG(1, 2))
-	const size = 41
-	all := make([]byte, n*size)
 	keys := make([][]byte, n)
 	for i := range keys {
-		key := all[i*size : (i+1)*size]
-		copy(key, "bsk_live_")
-		var b [16]byte
-		for j := range 2 {
-			for k, r := 0, random.Uint64(); k < 8; k++ {
-				b[j*8+k] = byte(r >> (8 * k))
-			}
-		}
-		hex.Encode(key[9:], b[:])
-		keys[i] = key
+		keys[i] = fmt.Appendf(nil, "bsk_live_%032d", i)
 	}
 	return keys
 }
 
-func created(position int, plain []byte, at time.Time) eventstore.Event {
+func created(position int, plain []byte, at time.Time) index.Event {
 	var id domain.KeyID
-	copy(id[:], plain[9:25])
-	e := domain.KeyCreated{
+	copy(id[:], plain[len(plain)-len(id):])
+	return index.Event{Position: domain.Position(position), Version: 1, Event: domain.KeyCreated{
 		Key: id, Organization: domain.OrganizationID(fmt.Sprintf("org_%05d", position%5000)), Digest: sha256.Sum256(plain),
 		Prefix: string(plain[:13]), Scopes: domain.Scopes{"read", "write"}, RateLimit: domain.DefaultRateLimit, At: at,
 		Name: fmt.Sprintf("the key %08d", position),
-	}
-	return eventstore.Event{Recorded: eventstore.Recorded{Position: domain.Position(position), Version: 1, Type: e.EventName()}, Event: e}
+	}}
 }
 
-// filled is an index of keys that were applied, without a database.
-func filled(tb testing.TB, keys [][]byte) *Index {
+// snapshotOf is a snapshot of keys, at the position of the last one.
+func snapshotOf(tb testing.TB, keys [][]byte) *index.Loading {
 	tb.Helper()
-	x := empty(Options{})
-	x.contents.Load().reserve(len(keys))
-	now := time.Now()
-	var batch []eventstore.Event
-	for i, key := range keys {
-		batch = append(batch, created(i+1, key, now))
-		if len(batch) == 1000 || i == len(keys)-1 {
-			if err := x.Apply(batch); err != nil {
-				tb.Fatal(err)
-			}
-			batch = batch[:0]
+	l := index.Begin(index.History{}, domain.Position(len(keys)), len(keys))
+	for i, plain := range keys {
+		e := created(i+1, plain, time.Time{}).Event.(domain.KeyCreated)
+		if err := l.Add(&index.Key{
+			Digest: e.Digest, ID: e.Key, Organization: string(e.Organization), Name: e.Name, Scopes: l.Scopes(e.Scopes), Limit: e.RateLimit, Version: 1,
+		}); err != nil {
+			tb.Fatal(err)
 		}
 	}
+	return l
+}
+
+func empty() *index.Index {
+	x := index.New(index.Options{})
+	x.Replace(index.Begin(index.History{}, 0, 0), 0, 0)
 	return x
 }
 
-// empty is an index that has loaded an empty list.
-func empty(o Options) *Index {
-	x := New(o)
-	x.contents.Store(newContents())
-	x.reached()
+// filled is an index of keys, without a database.
+func filled(tb testing.TB, keys [][]byte) *index.Index {
+	tb.Helper()
+	x := index.New(index.Options{})
+	x.Replace(snapshotOf(tb, keys), domain.Position(len(keys)), 0)
 	return x
 }
+
+func idOf(n int) (id domain.KeyID) {
+	copy(id[:], fmt.Sprintf("id %013d", n))
+	return id
+}
+
+func secretOf(n int) domain.Digest { return sha256.Sum256(fmt.Appendf(nil, "secret %d", n)) }
 
 func digestOf(plain []byte) domain.Digest { return sha256.Sum256(plain) }
 
-func verifyPlain(x *Index, key []byte, required domain.Scopes) domain.Outcome {
+func verifyPlain(x *index.Index, key []byte, required domain.Scopes) domain.Outcome {
 	verdict, err := x.Verify(domain.Verification{Digest: sha256.Sum256(key), Required: required, Now: time.Now()})
 	if err != nil {
 		panic(err)
 	}
 	return verdict.Outcome
-}
-
-// BenchmarkVerify compares, in turns, a verification with its clock, scopes, limit and
-// count to the bare SHA-256 of the same keys in the same order.
-func BenchmarkVerify(b *testing.B) {
-	keys := plainKeys(*manyKeys)
-	x := filled(b, keys)
-	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
-	runtime.GC()
-	required := domain.Scopes{domain.ScopeRead}
-	for _, key := range keys { // a tally for each
-		verifyPlain(x, key, required)
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var bare, ours, ratios []float64
-	at := 0
-	const turn = 20_000
-	b.ReportAllocs()
-	b.ResetTimer()
-	for b.Loop() {
-		began := processorTime()
-		for i := range turn {
-			s := sha256.Sum256(keys[(at+i)%len(keys)])
-			sink += uint64(s[0])
-		}
-		middle := processorTime()
-		for i := range turn {
-			sink += uint64(verifyPlain(x, keys[(at+turn+i)%len(keys)], required))
-		}
-		at += 2 * turn
-		bare = append(bare, float64(middle-began)/turn)
-		ours = append(ours, float64(processorTime()-middle)/turn)
-		ratios = append(ratios, ours[len(ours)-1]/bare[len(bare)-1])
-	}
-	b.ReportMetric(median(bare), "ns/sha256")
-	b.ReportMetric(median(ours), "ns/verify")
-	b.ReportMetric(median(ratios), "ratio")
-}
-
-// BenchmarkVerifyOnAllCores is the same without the hashing; it should fall with -cpu.
-func BenchmarkVerifyOnAllCores(b *testing.B) {
-	keys := plainKeys(*manyKeys)
-	x := filled(b, keys)
-	digests := make([]domain.Digest, len(keys))
-	for i, at := range rand.Perm(len(keys)) {
-		digests[i] = digestOf(keys[at])
-	}
-	required := domain.Scopes{domain.ScopeRead}
-	b.ReportAllocs()
-	b.ResetTimer()
-	b.RunParallel(func(p *testing.PB) {
-		for at := rand.IntN(len(keys)); p.Next(); at++ {
-			if _, err := x.Verify(domain.Verification{Digest: digests[at%len(keys)], Required: required, Now: time.Now()}); err != nil {
-				b.Error(err)
-			}
-		}
-	})
-}
-
-// BenchmarkApply creates keys one batch after the other, while a reader verifies
-// the whole time, and tells how long the reader ever had to wait.
-func BenchmarkApply(b *testing.B) {
-	keys := plainKeys(*manyKeys)
-	now := time.Now()
-	events := make([]eventstore.Event, len(keys))
-	for i, key := range keys {
-		events[i] = created(i+1, key, now)
-	}
-	var took time.Duration
-	var longest time.Duration
-	for b.Loop() {
-		x := empty(Options{})
-		if err := x.Apply(events[:1000]); err != nil {
-			b.Fatal(err)
-		}
-		stop, stopped := make(chan struct{}), make(chan time.Duration)
-		go func() {
-			runtime.LockOSThread()
-			var longest time.Duration
-			digest := digestOf(keys[0])
-			for last := processorTime(); ; {
-				select {
-				case <-stop:
-					stopped <- longest
-					return
-				default:
-				}
-				if _, err := x.Verify(domain.Verification{Digest: digest, Now: now, Free: true}); err != nil {
-					panic(err)
-				}
-				is := processorTime()
-				longest, last = max(longest, is-last), is
-			}
-		}()
-		began := time.Now()
-		for at := 1000; at < len(events); at += 1000 {
-			if err := x.Apply(events[at:min(at+1000, len(events))]); err != nil {
-				b.Fatal(err)
-			}
-		}
-		took += time.Since(began)
-		close(stop)
-		longest = max(longest, <-stopped)
-	}
-	b.ReportMetric(float64(len(keys)*b.N)/took.Seconds(), "keys/s")
-	b.ReportMetric(float64(longest.Microseconds()), "us-longest-wait")
-}
-
-// processorTime is what this thread has used, so that a busy machine does not
-// count.
-func processorTime() time.Duration {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
-		panic(err)
-	}
-	return time.Duration(t.Nano())
-}
-
-func median(values []float64) float64 {
-	sort.Float64s(values)
-	return values[len(values)/2]
 }
 
 // BenchmarkFlush takes out the counts of keys that were all used once, up to what
@@ -222,18 +92,16 @@ func BenchmarkFlush(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	var took time.Duration
 	for b.Loop() {
 		for _, key := range keys {
 			verifyPlain(x, key, nil)
 		}
-		began := processorTime()
+		began := time.Now()
 		if err := a.Flush(b.Context()); err != nil {
 			b.Fatal(err)
 		}
-		took += processorTime() - began
+		took += time.Since(began)
 	}
 	b.ReportMetric(float64(len(keys)*b.N)/took.Seconds(), "uses/s")
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"keyledger/domain"
+	"keyledger/index"
 )
 
 // readCopy reads a stream in pieces of a size and tells its rows.
@@ -101,8 +102,7 @@ func TestTheCopyReaderRefusesWhatIsMalformed(t *testing.T) {
 func FuzzCopyReader(f *testing.F) {
 	f.Add(append(copyHeader(), 0xff, 0xff), 3)
 	f.Add(append(appendRow(copyHeader(), domain.Key{ID: idOf(1), Organization: "o", Scopes: domain.Scopes{"read"}}, 1, 1), 0xff, 0xff), 5)
-	c := newContents() // one for all: it takes longer to make than a row
-	c.position.Store(1 << 62)
+	l := index.Begin(index.History{}, 1<<62, 0) // one for all: it takes longer to make than a row
 	f.Fuzz(func(t *testing.T, stream []byte, piece int) {
 		whole, wholeErr := readCopy(stream, 11, max(len(stream), 1))
 		pieces, piecesErr := readCopy(stream, 11, max(piece, 1))
@@ -110,7 +110,7 @@ func FuzzCopyReader(f *testing.F) {
 			t.Errorf("in one piece: %d rows, %v; in pieces of %d: %d rows, %v", len(whole), wholeErr, piece, len(pieces), piecesErr)
 		}
 		// Whatever it says, the rows make keys or are refused.
-		r := copyReader{fields: 11, row: (&rowLoader{contents: c, scopes: map[string]uint32{}}).row}
+		r := copyReader{fields: 11, row: newRowLoader(l).row}
 		if n, err := r.Write(stream); err == nil && n != len(stream) || len(r.held) > mostRowBytes {
 			t.Errorf("%d of %d bytes taken, %d held: %v", n, len(stream), len(r.held), err)
 		}

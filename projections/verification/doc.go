@@ -1,46 +1,19 @@
-// Package verification is the projection that answers whether a key may be used:
-// an index of all keys in memory, and the accountant of their uses.
+// Package verification is the projection that keeps an [index.Index] at the end of the
+// log, and the accountant of the uses that the index has counted.
 //
 // # What it promises
 //
-//   - A verdict is the domain's: what [domain.Key.Judge] says of the key as the log
-//     tells it, then the limit. The verdict's position is never ahead of what was known.
-//   - The index is complete, so a miss is an answer. Before it has everything up to
-//     where the log ended when it was loaded, it answers nothing
-//     ([domain.CodeUnavailable]), and again when what it holds turns out to belong to
-//     another history.
-//   - [Index.Verify] allocates nothing, asks nobody, and writes to no memory that keys
-//     share. It takes no lock, but for one of many for a few instructions where
-//     a use is refused, or is a key's first one after a minute.
-//   - On one node a key with a limit of L a minute is accepted at most L times in any
-//     60 seconds: limit.go says how, and what that costs.
-//   - Every use of a known key is counted, whatever the outcome, and recorded exactly
-//     once unless the process is killed: then what was not recorded is missing, which is
-//     at most one window and the flush under way. [Accountant.VerifyDurable] answers
-//     only when the use is recorded. Counts are exact; the first and last moment of a
-//     flush may be those of a use that the next flush counts.
-//   - Of keys that have the same digest, which only imports can bring, the oldest is
-//     found and the others never are.
-//   - A key with a name of 16 characters takes less than 100 bytes, and a cache line
-//     more for as long as it is in use. The memory holds no pointers, so that the garbage
-//     collector's work does not grow with the number of keys. Growing moves nothing
-//     but one of 512 parts of a table at a time, and no reader waits for it.
+//   - [Projection.Run] loads the list of keys in one consistent snapshot and follows
+//     the lifecycle lane from there. When Postgres is out of reach, the index goes on with what it
+//     knows; when the log turns out to be another history, the index stops answering
+//     and is loaded anew.
+//   - Every use of a known key is recorded exactly once unless the process is killed:
+//     then what was not recorded is missing, which is at most one window and the flush under way.
+//     [Accountant.VerifyDurable] answers only when the use is recorded.
 //
 // # The shape
 //
-//	index.go      Verify, from top to bottom; who is ready, and who waits
-//	entry.go      a key in one cache line; how it is read while it changes
-//	table.go      digest -> entry, and the other tables
-//	slab.go       memory that grows by segments and never moves
-//	profile.go    what keys have in common; scopes.go their scopes
-//	limit.go      the limit in two words
-//	tally.go      what is remembered of a key in use; use.go counts and collects, refusal.go the refused
-//	contents.go   how keys come, change and go
-//	apply.go      the fold of the log; load.go and copy.go the snapshot; follow.go both
+//	follow.go     loading and following; load.go and copy.go the snapshot
 //	accountant.go counts to KeyUsed events
-//
-// # Terms
-//
-// A later check of a lease belongs into [Index.Verify]'s first comparison: verdicts are given
-// before a moment that one atomic word holds, today never or for ever.
+//	metrics.go    what is published of the index, accountmetrics.go of the uses
 package verification

@@ -5,12 +5,51 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/index"
 )
+
+// Options are what a projection needs.
+type Options struct {
+	Pool       *pgxpool.Pool         // where Run loads the snapshot from
+	Log        Log                   // what Run follows
+	Logger     *slog.Logger          // nil: none
+	Clock      func() time.Time      // nil: time.Now
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Projection keeps an index at the end of the log.
+type Projection struct {
+	index  *index.Index
+	pool   *pgxpool.Pool
+	log    Log
+	logger *slog.Logger
+	clock  func() time.Time
+}
+
+// New makes the projection of an index. An index has one.
+func New(x *index.Index, o Options) *Projection {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Registerer != nil {
+		if err := o.Registerer.Register(&collector{x}); err != nil {
+			o.Logger.Error("the verification index is not published as metrics", "error", err)
+		}
+	}
+	return &Projection{index: x, pool: o.Pool, log: o.Log, logger: o.Logger, clock: o.Clock}
+}
 
 // Log is what the index follows. *eventstore.Store is one.
 type Log interface {
@@ -28,32 +67,32 @@ const (
 // be reached it tries again and again, and what is loaded goes on answering. When
 // what is loaded turns out to be another history than the log's, or cannot be
 // trusted for another reason, the index stops answering and is loaded anew.
-func (x *Index) Run(ctx context.Context) error {
+func (p *Projection) Run(ctx context.Context) error {
 	pause, loaded := firstPause, false
 	for {
-		before := x.Position()
+		before := p.index.Position()
 		var err error
 		if !loaded {
-			err = x.Load(ctx, x.pool)
+			err = p.Load(ctx, p.pool)
 			loaded = err == nil
 		}
 		if loaded {
-			err = x.follow(ctx)
+			err = p.follow(ctx)
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
 		// Being out of reach says nothing about what is known; anything else does.
 		if domain.CodeOf(err) != domain.CodeUnavailable {
-			x.distrust()
+			p.index.Distrust()
 			loaded = false
-			x.logger.Error("THE VERIFICATION INDEX DOES NOT ANSWER until it is loaded anew", "position", x.Position(), "error", err)
+			p.logger.Error("THE VERIFICATION INDEX DOES NOT ANSWER until it is loaded anew", "position", p.index.Position(), "error", err)
 		}
-		if x.Position() != before {
+		if p.index.Position() != before {
 			pause = firstPause
 		}
 		wait := pause/2 + rand.N(pause/2)
-		x.logger.Warn("the verification index waits to go on", "position", x.Position(), "pause", wait, "error", err)
+		p.logger.Warn("the verification index waits to go on", "position", p.index.Position(), "pause", wait, "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -63,34 +102,26 @@ func (x *Index) Run(ctx context.Context) error {
 	}
 }
 
-// distrust makes the index stop answering.
-func (x *Index) distrust() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.until.Store(notReady)
-	x.target = 1<<64 - 1 // applying more does not help
-}
-
 // follow applies what the log says from where the index stands, until an error.
-func (x *Index) follow(ctx context.Context) error {
-	events := make([]eventstore.Event, 0, 1000)
-	for batch, err := range x.log.Follow(ctx, domain.Lifecycle, x.Position()) {
+func (p *Projection) follow(ctx context.Context) error {
+	events := make([]index.Event, 0, 1000)
+	for batch, err := range p.log.Follow(ctx, domain.Lifecycle, p.index.Position()) {
 		if err != nil {
 			return err
 		}
 		events = events[:0]
 		for _, r := range batch {
-			e, err := x.decode(ctx, r)
+			e, err := p.decode(ctx, r)
 			if err != nil {
 				// What came before it counts already.
-				if err := x.Apply(events); err != nil {
+				if err := p.index.Apply(events); err != nil {
 					return err
 				}
 				return fmt.Errorf("decode %s at position %d: %w", r.Type, r.Position, err)
 			}
 			events = append(events, e)
 		}
-		if err := x.Apply(events); err != nil {
+		if err := p.index.Apply(events); err != nil {
 			return err
 		}
 		clear(events) // not to keep the batch
@@ -100,10 +131,15 @@ func (x *Index) follow(ctx context.Context) error {
 
 // decode opens the personal part of an event only for a key's name, so that a revocation needs
 // nothing but itself.
-func (x *Index) decode(ctx context.Context, r eventstore.Recorded) (eventstore.Event, error) {
+func (p *Projection) decode(ctx context.Context, r eventstore.Recorded) (index.Event, error) {
+	e := index.Event{History: index.History{Ledger: r.Ledger, Epoch: r.Epoch}, Position: r.Position, Version: r.Version}
+	var err error
 	if r.Type == (domain.KeyCreated{}).EventName() {
-		return x.log.Decode(ctx, r)
+		var decoded eventstore.Event
+		decoded, err = p.log.Decode(ctx, r)
+		e.Event = decoded.Event
+	} else {
+		e.Event, err = eventstore.DecodeData(r)
 	}
-	event, err := eventstore.DecodeData(r)
-	return eventstore.Event{Recorded: r, Event: event}, err
+	return e, err
 }

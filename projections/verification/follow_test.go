@@ -10,6 +10,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/index"
 	"keyledger/internal/postgres"
 	"keyledger/internal/testkit"
 	"keyledger/projections"
@@ -32,14 +33,14 @@ func listOf(log *logtest.Log) *projections.Follower {
 	return projections.NewFollower(log, keylist.New(log.Pool), projections.FollowerOptions{})
 }
 
-func verdict(t *testing.T, x *verification.Index, key domain.Key) domain.Verdict {
+func verdict(t *testing.T, x *index.Index, key domain.Key) domain.Verdict {
 	t.Helper()
 	v, err := x.Verify(domain.Verification{Digest: key.Digest, Now: time.Now()})
 	logtest.Must(t, err)
 	return v
 }
 
-func expect(t *testing.T, x *verification.Index, key domain.Key, outcome domain.Outcome, version uint64) {
+func expect(t *testing.T, x *index.Index, key domain.Key, outcome domain.Outcome, version uint64) {
 	t.Helper()
 	v := verdict(t, x, key)
 	if v.Outcome != outcome || v.Version != version || v.Key != key.ID || v.Organization != key.Organization || v.Name != key.Name || v.Limit.PerMinute != key.RateLimit {
@@ -56,11 +57,12 @@ func TestTheIndexLoadsTheListAndFollowsTheLog(t *testing.T) {
 	third := log.Create("org_a", "third") // the list does not know it
 	log.AddMember("org_a", "usr_1")
 
-	x := verification.New(verification.Options{Pool: log.Pool, Log: log, Logger: testkit.Logger(t)})
+	x := index.New(index.Options{})
+	p := verification.New(x, verification.Options{Pool: log.Pool, Log: log, Logger: testkit.Logger(t)})
 	if x.Ready() {
 		t.Error("ready before it has loaded anything")
 	}
-	logtest.Background(t, "the index", x.Run)
+	logtest.Background(t, "the index", p.Run)
 	logtest.Must(t, x.WaitFor(patient(t), 5))
 	if !x.Ready() || x.Len() != 3 {
 		t.Errorf("at the head: ready %v, %d keys", x.Ready(), x.Len())
@@ -78,8 +80,9 @@ func TestALoadedListAtTheEndOfTheLogIsReadyAtOnce(t *testing.T) {
 	log := logtest.New(t)
 	key := log.Create("org_a", "a key")
 	logtest.Must(t, listOf(log).CatchUp(patient(t), 1))
-	x := verification.New(verification.Options{})
-	logtest.Must(t, x.Load(t.Context(), log.Pool))
+	x := index.New(index.Options{})
+	p := verification.New(x, verification.Options{})
+	logtest.Must(t, p.Load(t.Context(), log.Pool))
 	if !x.Ready() {
 		t.Fatal("not ready")
 	}
@@ -87,7 +90,7 @@ func TestALoadedListAtTheEndOfTheLogIsReadyAtOnce(t *testing.T) {
 
 	// Behind the end it is not: what was acknowledged since would not be known.
 	log.Revoke(key)
-	logtest.Must(t, x.Load(t.Context(), log.Pool))
+	logtest.Must(t, p.Load(t.Context(), log.Pool))
 	if x.Ready() {
 		t.Error("ready though a revocation is missing")
 	}
@@ -98,12 +101,13 @@ func TestAListOfAnotherHistoryIsNotLoaded(t *testing.T) {
 	log := logtest.New(t)
 	key := log.Create("org_a", "a key")
 	logtest.Must(t, listOf(log).CatchUp(patient(t), 1))
-	x := verification.New(verification.Options{})
-	logtest.Must(t, x.Load(t.Context(), log.Pool))
+	x := index.New(index.Options{})
+	p := verification.New(x, verification.Options{})
+	logtest.Must(t, p.Load(t.Context(), log.Pool))
 	if _, err := log.Owner().Exec(t.Context(), `SELECT raise_epoch('a backup was restored')`); err != nil {
 		t.Fatal(err)
 	}
-	if err := x.Load(t.Context(), log.Pool); !errors.Is(err, verification.ErrForeign) {
+	if err := p.Load(t.Context(), log.Pool); !errors.Is(err, index.ErrForeign) {
 		t.Errorf("loaded: %v", err)
 	}
 	expect(t, x, key, domain.OutcomeValid, 1) // what was there stays until there is something better
@@ -145,8 +149,9 @@ func TestARaisedEpochStopsTheIndex(t *testing.T) {
 	key := log.Create("org_a", "a key")
 	logtest.Must(t, listOf(log).CatchUp(patient(t), 1))
 	stopped := newSignals(t, "DOES NOT ANSWER")
-	x := verification.New(verification.Options{Pool: log.Pool, Log: log, Logger: slog.New(stopped)})
-	logtest.Background(t, "the index", x.Run)
+	x := index.New(index.Options{})
+	p := verification.New(x, verification.Options{Pool: log.Pool, Log: log, Logger: slog.New(stopped)})
+	logtest.Background(t, "the index", p.Run)
 	logtest.Must(t, x.WaitFor(patient(t), 1))
 
 	owner := log.Owner()
@@ -182,8 +187,9 @@ func TestVerificationGoesOnWhilePostgresIsAway(t *testing.T) {
 		logtest.Must(t, err)
 		return key, receipt
 	}
-	x := verification.New(verification.Options{Pool: pool, Log: store, Logger: testkit.Logger(t)})
-	logtest.Background(t, "the index", x.Run)
+	x := index.New(index.Options{})
+	p := verification.New(x, verification.Options{Pool: pool, Log: store, Logger: testkit.Logger(t)})
+	logtest.Background(t, "the index", p.Run)
 	before, receipt := create("before")
 	logtest.Must(t, x.WaitFor(patient(t), receipt.Position))
 	accountant, err := verification.NewAccountant(x, store, verification.AccountantOptions{})
@@ -220,8 +226,9 @@ func TestUsesAreRecordedInTheLog(t *testing.T) {
 	t.Parallel()
 	log := logtest.New(t)
 	key, other := log.Create("org_a", "a key"), log.Create("org_b", "another")
-	x := verification.New(verification.Options{Pool: log.Pool, Log: log})
-	logtest.Background(t, "the index", x.Run)
+	x := index.New(index.Options{})
+	p := verification.New(x, verification.Options{Pool: log.Pool, Log: log})
+	logtest.Background(t, "the index", p.Run)
 	logtest.Must(t, x.WaitFor(patient(t), 2))
 	accountant, err := verification.NewAccountant(x, log, verification.AccountantOptions{Window: time.Hour})
 	logtest.Must(t, err)

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"keyledger/index"
 	"keyledger/projections/internal/logtest"
 	"keyledger/projections/verification"
 )
@@ -28,9 +29,10 @@ func BenchmarkLoad(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		x := verification.New(verification.Options{})
+		x := index.New(index.Options{})
+		p := verification.New(x, verification.Options{})
 		began := time.Now()
-		if err := x.Load(b.Context(), log.Pool); err != nil {
+		if err := p.Load(b.Context(), log.Pool); err != nil {
 			b.Fatal(err)
 		}
 		if !x.Ready() || x.Len() != *verification.ManyKeys {

@@ -2,12 +2,14 @@ package verification
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"keyledger/index"
 )
 
 // collector publishes an index. Nothing is counted for it on the way of a
 // verification but the unknown keys: outcomes of known keys are what the
 // accountant flushes.
-type collector struct{ index *Index }
+type collector struct{ index *index.Index }
 
 var (
 	keysMetric     = prometheus.NewDesc("keyledger_index_keys", "Keys in the verification index.", nil, nil)

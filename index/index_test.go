@@ -1,12 +1,10 @@
-package verification
+package index
 
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -14,11 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"keyledger/domain"
-	"keyledger/eventstore"
-	"keyledger/internal/testkit"
 )
-
-func TestMain(m *testing.M) { testkit.Main(m) }
 
 // model is the ledger as the domain alone tells it.
 type model struct {
@@ -28,7 +22,7 @@ type model struct {
 	ids      []domain.KeyID
 	accepted map[domain.KeyID][]time.Time
 	position domain.Position
-	pending  []eventstore.Event
+	pending  []Event
 }
 
 func newModel() *model {
@@ -54,9 +48,7 @@ func (m *model) change(t *rapid.T, id domain.KeyID, command domain.KeyCommand) {
 
 func (m *model) record(e domain.Event, version uint64) {
 	m.position++
-	m.pending = append(m.pending, eventstore.Event{
-		Recorded: eventstore.Recorded{Lane: domain.Lifecycle, Position: m.position, Version: version, Type: e.EventName()}, Event: e,
-	})
+	m.pending = append(m.pending, Event{Position: m.position, Version: version, Event: e})
 }
 
 func secretOf(n int) domain.Digest { return sha256.Sum256(fmt.Appendf(nil, "secret %d", n)) }
@@ -187,76 +179,28 @@ func (m *model) absent() (ids []domain.KeyID) {
 	return ids
 }
 
-// loadAnew replaces the index by one that was loaded from the rows of the list, some of
-// which an operator has disabled meanwhile.
+// loadAnew replaces the index by one that was loaded from a snapshot, some of whose keys
+// an operator has disabled meanwhile.
 func (m *model) loadAnew(t *rapid.T, x *Index) {
-	c := newContents()
-	c.position.Store(uint64(m.position))
-	loader := rowLoader{contents: c, scopes: map[string]uint32{}}
-	reader := copyReader{fields: 11, row: loader.row}
-	stream := copyHeader()
+	l := Begin(History{}, m.position, len(m.keys))
 	for id, key := range m.keys {
 		if key.Exists() {
 			key.Disabled = rapid.Bool().Draw(t, "disabled")
 			m.keys[id] = key
-			stream = appendRow(stream, key, m.versions[id], m.position)
+			if err := l.Add(row(l, key, m.versions[id])); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	stream = append(stream, 0xff, 0xff)
-	for len(stream) > 0 {
-		n := rapid.IntRange(1, len(stream)).Draw(t, "piece")
-		if _, err := reader.Write(stream[:n]); err != nil {
-			t.Fatal(err)
-		}
-		stream = stream[n:]
-	}
-	if err := reader.end(); err != nil {
-		t.Fatal(err)
-	}
-	x.replace(c, m.position, 0)
+	x.Replace(l, m.position, 0)
 	m.accepted = map[domain.KeyID][]time.Time{} // limits begin anew
 }
 
-func copyHeader() []byte { return append(slices.Clone(copySignature[:]), 0, 0, 0, 0, 0, 0, 0, 0) }
-
-func appendRow(b []byte, key domain.Key, version uint64, position domain.Position) []byte {
-	field := func(value []byte) {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(value)))
-		b = append(b, value...)
+func row(l *Loading, key domain.Key, version uint64) *Key {
+	return &Key{
+		Digest: key.Digest, ID: key.ID, Organization: string(key.Organization), Name: key.Name, Scopes: l.Scopes(key.Scopes), Limit: key.RateLimit,
+		ExpiresAt: key.ExpiresAt, Revoked: key.Revoked, Disabled: key.Disabled, Version: version,
 	}
-	flag := func(set bool) {
-		if set {
-			field([]byte{1})
-		} else {
-			field([]byte{0})
-		}
-	}
-	b = binary.BigEndian.AppendUint16(b, 11)
-	field(key.Digest[:])
-	field(key.ID[:])
-	field([]byte(key.Organization))
-	field([]byte(key.Name))
-	array := binary.BigEndian.AppendUint32(nil, 1)
-	array = binary.BigEndian.AppendUint32(array, 0)
-	array = binary.BigEndian.AppendUint32(array, 25)
-	array = binary.BigEndian.AppendUint32(array, uint32(len(key.Scopes)))
-	array = binary.BigEndian.AppendUint32(array, 1)
-	for _, s := range key.Scopes {
-		array = binary.BigEndian.AppendUint32(array, uint32(len(s)))
-		array = append(array, s...)
-	}
-	field(array)
-	field(binary.BigEndian.AppendUint32(nil, key.RateLimit))
-	if key.ExpiresAt.IsZero() {
-		b = append(b, 0xff, 0xff, 0xff, 0xff)
-	} else {
-		field(binary.BigEndian.AppendUint64(nil, uint64(key.ExpiresAt.UnixMicro()-postgresEpoch)))
-	}
-	flag(key.Disabled)
-	flag(key.Revoked)
-	field(binary.BigEndian.AppendUint64(nil, version))
-	field(binary.BigEndian.AppendUint64(nil, uint64(position)))
-	return b
 }
 
 func TestNothingIsAnsweredBeforeTheKeysAreLoaded(t *testing.T) {
@@ -269,12 +213,11 @@ func TestNothingIsAnsweredBeforeTheKeysAreLoaded(t *testing.T) {
 		t.Error("it says that it is ready")
 	}
 	// The snapshot is behind the end of the log: what came in between is not known yet.
-	c := newContents()
-	x.replace(c, 1, 0)
+	x.Replace(Begin(History{}, 0, 0), 1, 0)
 	if _, err := x.Verify(domain.Verification{Now: time.Now()}); domain.CodeOf(err) != domain.CodeUnavailable || x.Ready() {
 		t.Errorf("behind the log: %v, ready %v", err, x.Ready())
 	}
-	if err := x.Apply([]eventstore.Event{created(1, plainKeys(1)[0], time.Now())}); err != nil {
+	if err := x.Apply([]Event{created(1, plainKeys(1)[0], time.Now())}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := x.Verify(domain.Verification{Now: time.Now()}); err != nil || !x.Ready() {
@@ -286,16 +229,16 @@ func TestWhatDoesNotFollowIsRefused(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	key := plainKeys(2)
-	revoked := func(position domain.Position, plain []byte, version uint64) eventstore.Event {
+	revoked := func(position domain.Position, plain []byte, version uint64) Event {
 		e := domain.KeyRevoked{Key: created(1, plain, now).Event.(domain.KeyCreated).Key, At: now}
-		return eventstore.Event{Recorded: eventstore.Recorded{Position: position, Version: version, Type: e.EventName()}, Event: e}
+		return Event{Position: position, Version: version, Event: e}
 	}
 	foreign := created(2, key[1], now)
 	foreign.Ledger = domain.ID{1}
 	later := created(2, key[1], now)
 	later.Epoch = 1
 	for name, test := range map[string]struct {
-		event eventstore.Event
+		event Event
 		want  error
 	}{
 		"a gap":                       {created(3, key[1], now), ErrGap},
@@ -305,12 +248,12 @@ func TestWhatDoesNotFollowIsRefused(t *testing.T) {
 		"a key that was created":      {created(2, key[0], now), ErrBroken},
 		"a revocation out of nowhere": {revoked(2, key[1], 2), ErrBroken},
 		"a version that was left out": {revoked(2, key[0], 3), ErrBroken},
-		"an unknown event":            {eventstore.Event{Recorded: eventstore.Recorded{Position: 2}}, ErrBroken},
+		"an unknown event":            {Event{Position: 2}, ErrBroken},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			x := filled(t, key[:1])
-			if err := x.Apply([]eventstore.Event{test.event}); !errors.Is(err, test.want) {
+			if err := x.Apply([]Event{test.event}); !errors.Is(err, test.want) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 			if x.Position() != 1 || verifyPlain(x, key[0], nil) != domain.OutcomeValid {
@@ -334,7 +277,7 @@ func TestWaitForReturnsWhenThePositionIsApplied(t *testing.T) {
 			t.Fatalf("returned at position %d: %v", x.Position(), err)
 		default:
 		}
-		if err := x.Apply([]eventstore.Event{created(i+1, key, time.Now())}); err != nil {
+		if err := x.Apply([]Event{created(i+1, key, time.Now())}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -352,21 +295,21 @@ func TestAForgottenKeyIsNotFoundAndItsPlaceIsUsedAgain(t *testing.T) {
 	keys := plainKeys(3)
 	first := created(1, keys[0], now)
 	id := first.Event.(domain.KeyCreated).Key
-	if err := x.Apply([]eventstore.Event{first, created(2, keys[1], now)}); err != nil {
+	if err := x.Apply([]Event{first, created(2, keys[1], now)}); err != nil {
 		t.Fatal(err)
 	}
 	if n := x.Forget(id); n != 0 {
 		t.Error("a key was forgotten that is not revoked")
 	}
 	revoked := domain.KeyRevoked{Key: id, At: now}
-	if err := x.Apply([]eventstore.Event{{Recorded: eventstore.Recorded{Position: 3, Version: 2, Type: revoked.EventName()}, Event: revoked}}); err != nil {
+	if err := x.Apply([]Event{{Position: 3, Version: 2, Event: revoked}}); err != nil {
 		t.Fatal(err)
 	}
 	if n := x.Forget(id); n != 1 || x.Len() != 1 {
 		t.Errorf("forgotten: %d, left %d", n, x.Len())
 	}
 	before := x.contents.Load().count
-	if err := x.Apply([]eventstore.Event{created(4, keys[2], now)}); err != nil {
+	if err := x.Apply([]Event{created(4, keys[2], now)}); err != nil {
 		t.Fatal(err)
 	}
 	if x.contents.Load().count != before {
@@ -382,8 +325,8 @@ func TestAForgottenKeyIsNotFoundAndItsPlaceIsUsedAgain(t *testing.T) {
 func TestADigestBelongsToTheOlderOfTwoKeys(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	event := func(position domain.Position, version uint64, e domain.Event) eventstore.Event {
-		return eventstore.Event{Recorded: eventstore.Recorded{Position: position, Version: version, Type: e.EventName()}, Event: e}
+	event := func(position domain.Position, version uint64, e domain.Event) Event {
+		return Event{Position: position, Version: version, Event: e}
 	}
 	creation := func(n int) domain.KeyCreated {
 		return domain.KeyCreated{Key: idOf(n), Organization: domain.OrganizationID(fmt.Sprint("org_", n)), Digest: secretOf(0), Scopes: domain.Scopes{"read"}, Name: "n"}
@@ -393,7 +336,7 @@ func TestADigestBelongsToTheOlderOfTwoKeys(t *testing.T) {
 			t.Parallel()
 			x := empty(Options{})
 			for i, n := range order {
-				if err := x.Apply([]eventstore.Event{event(domain.Position(i+1), 1, creation(n))}); err != nil {
+				if err := x.Apply([]Event{event(domain.Position(i+1), 1, creation(n))}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -409,7 +352,7 @@ func TestADigestBelongsToTheOlderOfTwoKeys(t *testing.T) {
 			}
 			// The others' events have their place, and the oldest stays in front when it is revoked.
 			for i, n := range []int{2, 3, 1} {
-				if err := x.Apply([]eventstore.Event{event(domain.Position(i+4), 2, domain.KeyRevoked{Key: idOf(n), At: now})}); err != nil {
+				if err := x.Apply([]Event{event(domain.Position(i+4), 2, domain.KeyRevoked{Key: idOf(n), At: now})}); err != nil {
 					t.Fatal(err)
 				}
 				if v := verify(); v.Key != idOf(1) || (v.Outcome == domain.OutcomeRevoked) != (n == 1) {

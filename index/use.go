@@ -1,4 +1,4 @@
-package verification
+package index
 
 import (
 	"sync/atomic"
@@ -72,20 +72,10 @@ func (c *contents) tally(ref uint32, millis int64) (*tally, uint32, error) {
 // unlink helps on with taking away a tally that is no longer the entry's.
 func (c *contents) unlink(ref, number uint32) { c.number(ref).CompareAndSwap(number, 0) }
 
-// counted is how a key was used with one outcome since the last flush.
-type counted struct {
-	organization domain.OrganizationID
-	key          domain.KeyID
-	outcome      domain.Outcome
-	count        uint64
-	first, last  int64 // Unix milliseconds
-	decided      uint64
-}
-
 // collect takes the counts out of up to so many tallies from a number on, and
 // gives back those that were idle for long. It says where to go on: 0 when all
 // were seen. One goroutine at a time.
-func (c *contents) collect(from uint32, most int, millis int64, bucket uint64, uses []counted) ([]counted, uint32) {
+func (c *contents) collect(from uint32, most int, millis int64, bucket uint64, uses []Counted) ([]Counted, uint32) {
 	made := c.tallies.made.Load()
 	for n := from; n <= made; n++ {
 		if len(uses) >= most {
@@ -107,7 +97,7 @@ func (c *contents) collect(from uint32, most int, millis int64, bucket uint64, u
 }
 
 // take takes the count out of one tally.
-func (c *contents) take(number uint32, uses []counted) []counted {
+func (c *contents) take(number uint32, uses []Counted) []Counted {
 	t := c.tallies.at(number)
 	for {
 		word := t.uses.Load()
@@ -122,15 +112,15 @@ func (c *contents) take(number uint32, uses []counted) []counted {
 		}
 		e := c.entry(uint32(word >> countBits))
 		place := c.profiles.at(e.profile()).traits().organization
-		return append(uses, counted{
-			organization: domain.OrganizationID(c.profiles.organization(place)), key: e.id(), outcome: domain.OutcomeValid,
-			count: word & countMask, first: first, last: last, decided: decided,
+		return append(uses, Counted{
+			Organization: domain.OrganizationID(c.profiles.organization(place)), Key: e.id(), Outcome: domain.OutcomeValid,
+			Count: word & countMask, First: first, Last: last, Decided: domain.Position(decided),
 		})
 	}
 }
 
 // collectRefusals takes out what was refused.
-func (c *contents) collectRefusals(uses []counted) []counted {
+func (c *contents) collectRefusals(uses []Counted) []Counted {
 	for i := range c.refusals {
 		s := &c.refusals[i]
 		s.mu.Lock()
@@ -140,9 +130,9 @@ func (c *contents) collectRefusals(uses []counted) []counted {
 		}
 		s.mu.Unlock()
 		for k, r := range counts {
-			uses = append(uses, counted{
-				organization: domain.OrganizationID(c.profiles.organization(r.organization)), key: k.key, outcome: k.outcome,
-				count: r.count, first: r.first, last: r.last, decided: r.decided,
+			uses = append(uses, Counted{
+				Organization: domain.OrganizationID(c.profiles.organization(r.organization)), Key: k.key, Outcome: k.outcome,
+				Count: r.count, First: r.first, Last: r.last, Decided: domain.Position(r.decided),
 			})
 		}
 	}

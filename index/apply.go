@@ -1,12 +1,26 @@
-package verification
+package index
 
 import (
 	"errors"
 	"fmt"
 
 	"keyledger/domain"
-	"keyledger/eventstore"
 )
+
+// Event is what the fold needs of an event of the lifecycle lane.
+type Event struct {
+	History
+	Position domain.Position
+	Version  uint64 // in the key's stream, from 1
+	Event    domain.Event
+}
+
+// History names one epoch of one ledger: positions of two histories say nothing
+// about each other.
+type History struct {
+	Ledger domain.ID
+	Epoch  uint32
+}
 
 // What Apply refuses. Neither goes away by trying again, only by loading anew.
 var (
@@ -19,14 +33,14 @@ var (
 )
 
 // Apply folds events of the lifecycle lane: the next ones, in order, without a gap.
-func (x *Index) Apply(events []eventstore.Event) error {
+func (x *Index) Apply(events []Event) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	defer x.announce()
 	return x.apply(events)
 }
 
-func (x *Index) apply(events []eventstore.Event) error {
+func (x *Index) apply(events []Event) error {
 	c := x.contents.Load()
 	if c == nil {
 		return fmt.Errorf("%w: nothing is loaded", ErrGap)
@@ -38,15 +52,15 @@ func (x *Index) apply(events []eventstore.Event) error {
 		}
 		// Events of an earlier epoch are still history when the log says so; a later
 		// epoch may have handed out positions again that were applied here.
-		if e.Ledger != c.history.ledger || e.Epoch > c.history.epoch {
-			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, e.Epoch, e.Ledger.UUID(), c.history.epoch, c.history.ledger.UUID())
+		if e.Ledger != c.history.Ledger || e.Epoch > c.history.Epoch {
+			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, e.Epoch, e.Ledger.UUID(), c.history.Epoch, c.history.Ledger.UUID())
 		}
 		shadowed := c.shadowed
 		if err := c.fold(e); err != nil {
-			return fmt.Errorf("%w: %s at position %d: %w", ErrBroken, e.Type, e.Position, err)
+			return fmt.Errorf("%w: %T at position %d: %w", ErrBroken, e.Event, e.Position, err)
 		}
 		if c.shadowed != shadowed {
-			x.logger.Error("two keys have the same digest: only the one with the smaller id is found", "stream", e.Stream, "position", e.Position)
+			x.logger.Error("two keys have the same digest: only the one with the smaller id is found", "position", e.Position)
 		}
 		// Published after the entry: whoever sees the position sees the change.
 		c.position.Store(uint64(e.Position))
@@ -68,7 +82,7 @@ func (x *Index) reached() {
 
 // fold is the index's own domain.EvolveKey. It applies an event only to the state
 // that the event was decided at.
-func (c *contents) fold(e *eventstore.Event) error {
+func (c *contents) fold(e *Event) error {
 	switch event := e.Event.(type) {
 	case domain.KeyCreated:
 		if e.Version != 1 {

@@ -1,5 +1,5 @@
 //go:build race
 
-package verification
+package index
 
 const raceEnabled = true

@@ -1,4 +1,4 @@
-package verification
+package index
 
 import (
 	"crypto/sha256"
@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"keyledger/domain"
-	"keyledger/eventstore"
 )
 
 // One writer creates and revokes, and forgets what it has revoked so that places are
@@ -34,7 +33,7 @@ func TestReadersSeeWholeKeysWhileTheWriterChangesThem(t *testing.T) {
 		position := domain.Position(0)
 		apply := func(e domain.Event, version uint64) {
 			position++
-			if err := x.Apply([]eventstore.Event{{Recorded: eventstore.Recorded{Position: position, Version: version, Type: e.EventName()}, Event: e}}); err != nil {
+			if err := x.Apply([]Event{{Position: position, Version: version, Event: e}}); err != nil {
 				t.Error(err)
 			}
 		}

@@ -1,4 +1,4 @@
-package verification
+package index
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 type contents struct {
 	position atomic.Uint64 // everything up to here is applied
 	seed     seed
-	history  history
+	history  History
 	entries  slab[[segmentSize]entry]
 	byDigest table
 	names    arena
@@ -28,12 +28,6 @@ type contents struct {
 	count    uint32   // references given out
 	free     []uint32 // those given back
 	shadowed int      // keys that are not found, since their digest is another key's
-}
-
-// history names one epoch of one ledger.
-type history struct {
-	ledger domain.ID
-	epoch  uint32
 }
 
 // key is a key's state as the writer hands it over.

@@ -1,4 +1,4 @@
-package verification
+package index
 
 import (
 	"context"
@@ -10,19 +10,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"keyledger/domain"
 )
 
-// Options are what an index needs.
+// Options are the choices of an index. All have a default.
 type Options struct {
-	Pool       *pgxpool.Pool         // where Run loads the snapshot from
-	Log        Log                   // what Run follows
-	Logger     *slog.Logger          // nil: none
-	Clock      func() time.Time      // nil: time.Now
-	Registerer prometheus.Registerer // nil: no metrics
+	Logger *slog.Logger     // nil: none
+	Clock  func() time.Time // nil: time.Now
 	// TuneCollector lets the index set the garbage collector's percentage for the
 	// whole process, so that garbage does not grow with the number of keys. What was
 	// set before (GOGC) then counts for everything but the index.
@@ -31,8 +25,6 @@ type Options struct {
 
 // Index answers whether a key may be used, from memory.
 type Index struct {
-	pool   *pgxpool.Pool
-	log    Log
 	logger *slog.Logger
 	clock  func() time.Time
 	base   time.Time // limits count time from here, and with the monotonic clock
@@ -73,7 +65,7 @@ const (
 	forever  = math.MaxInt64
 )
 
-// New makes an empty index. It answers after Run, or Load, has filled it.
+// New makes an empty index. It answers once it was loaded: Begin and Replace.
 func New(o Options) *Index {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -81,16 +73,11 @@ func New(o Options) *Index {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	x := &Index{pool: o.Pool, log: o.Log, logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth)}
+	x := &Index{logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth)}
 	x.until.Store(notReady)
 	if o.TuneCollector {
 		x.percent = debug.SetGCPercent(100)
 		debug.SetGCPercent(x.percent)
-	}
-	if o.Registerer != nil {
-		if err := o.Registerer.Register(&collector{x}); err != nil {
-			x.logger.Error("the verification index is not published as metrics", "error", err)
-		}
 	}
 	return x
 }
@@ -102,12 +89,12 @@ var errNotReady = &domain.Error{Code: domain.CodeUnavailable, Message: "the keys
 // known. The verdict's strings and scopes are shared with the index, which never
 // changes them.
 func (x *Index) Verify(v domain.Verification) (verdict domain.Verdict, err error) {
-	_, err = x.verify(&v, &verdict)
+	_, err = x.VerifyAt(&v, &verdict)
 	return verdict, err
 }
 
-// verify also says where the use was counted.
-func (x *Index) verify(v *domain.Verification, verdict *domain.Verdict) (where durableUse, err error) {
+// VerifyAt also says where the use was counted, for [Collector.At].
+func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where Place, err error) {
 	since := v.Now.Sub(x.base)
 	if int64(since) >= x.until.Load() {
 		return where, errNotReady
@@ -224,13 +211,6 @@ func (x *Index) WaitFor(ctx context.Context, position domain.Position) error {
 	return nil
 }
 
-// collectable gives the contents whose uses are to be recorded.
-func (x *Index) collectable() (current *contents, former []*contents) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.contents.Load(), slices.Clone(x.former)
-}
-
 // keepFormer puts contents aside until their uses are recorded. When nobody
 // records uses, they must not pile up. The caller holds mu.
 func (x *Index) keepFormer(c *contents) {
@@ -239,13 +219,6 @@ func (x *Index) keepFormer(c *contents) {
 		x.logger.Warn("uses that were counted before the index was loaded anew are given up", "loads", n)
 		x.former = slices.Delete(x.former, 0, n)
 	}
-}
-
-// drop forgets former contents.
-func (x *Index) drop(drained []*contents) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.former = slices.DeleteFunc(x.former, func(c *contents) bool { return slices.Contains(drained, c) })
 }
 
 // announce wakes whoever waits. The caller holds mu.

@@ -1,0 +1,44 @@
+// Package index answers whether a key may be used: all keys of a ledger in memory. The
+// server's nodes and the verifiers that others embed answer from the same code.
+//
+// # What it promises
+//
+//   - A verdict is the domain's: what [domain.Key.Judge] says of the key as the log
+//     tells it, then the limit. The verdict's position is never ahead of what was known.
+//   - The index is complete, so a miss is an answer. Before it has everything up to
+//     where the log ended when it was loaded, it answers nothing
+//     ([domain.CodeUnavailable]), and again when what it holds turns out to belong to
+//     another history.
+//   - [Index.Verify] allocates nothing, asks nobody, and writes to no memory that keys
+//     share. It takes no lock, but for one of many for a few instructions where
+//     a use is refused, or is a key's first one after a minute.
+//   - In one index a key with a limit of L a minute is accepted at most L times in any
+//     60 seconds: limit.go says how, and what that costs.
+//   - Every use of a known key is counted, whatever the outcome, until a [Collector] takes
+//     the count out. Counts are exact; the first and last moment may be those
+//     of a use that is collected the next time.
+//   - Of keys that have the same digest, which only imports can bring, the oldest is
+//     found and the others never are.
+//   - A key with a name of 16 characters takes less than 100 bytes, and a cache line
+//     more for as long as it is in use. The memory holds no pointers, so that the garbage
+//     collector's work does not grow with the number of keys. Growing moves nothing
+//     but one of 512 parts of a table at a time, and no reader waits for it.
+//
+// # The shape
+//
+//	index.go      Verify, from top to bottom; who is ready, and who waits
+//	entry.go      a key in one cache line; how it is read while it changes
+//	table.go      digest -> entry, and the other tables
+//	slab.go       memory that grows by segments and never moves
+//	profile.go    what keys have in common; scopes.go their scopes
+//	limit.go      the limit in two words
+//	tally.go      what is remembered of a key in use; use.go counts, refusal.go the refused
+//	collect.go    how counts leave the index
+//	contents.go   how keys come, change and go
+//	load.go       the snapshot; apply.go the fold of the log
+//
+// # Terms
+//
+// A later check of a lease belongs into [Index.Verify]'s first comparison: verdicts are given
+// before a moment that one atomic word holds, today never or for ever.
+package index

@@ -1,0 +1,92 @@
+package index
+
+import (
+	"time"
+
+	"keyledger/domain"
+)
+
+// Key is a key's state as a snapshot brings it.
+type Key struct {
+	Digest       domain.Digest
+	ID           domain.KeyID
+	Organization string // may be a view of memory that changes after Add has returned
+	Name         string // likewise
+	Scopes       ScopeSet
+	Limit        uint32 // a minute; 0: none
+	ExpiresAt    time.Time
+	Revoked      bool
+	Disabled     bool
+	Version      uint64 // of its stream
+}
+
+// ScopeSet numbers a set of scopes within one snapshot.
+type ScopeSet uint32
+
+// Loading is a snapshot on its way into an index, which goes on answering from what
+// it has until Replace. One goroutine fills it.
+type Loading struct{ contents *contents }
+
+// Begin begins a snapshot of so many keys, more or less, that shows everything up to a position.
+func Begin(history History, position domain.Position, keys int) *Loading {
+	c := newContents()
+	c.history = history
+	c.position.Store(uint64(position))
+	c.reserve(keys)
+	return &Loading{c}
+}
+
+// Position is what Begin was told.
+func (l *Loading) Position() domain.Position { return domain.Position(l.contents.position.Load()) }
+
+// Len counts the keys that were added.
+func (l *Loading) Len() int { return l.contents.len() }
+
+// Scopes gives the number of a set of scopes, whose texts it copies.
+func (l *Loading) Scopes(scopes domain.Scopes) ScopeSet {
+	return ScopeSet(l.contents.profiles.scopes.intern(scopes))
+}
+
+// Add takes a key in. No key may come twice.
+func (l *Loading) Add(k *Key) error {
+	row := key{
+		digest: k.Digest, id: k.ID, organization: k.Organization, name: k.Name, scopes: uint32(k.Scopes),
+		limit: k.Limit, expires: instant(k.ExpiresAt), version: k.Version,
+	}
+	if k.Revoked {
+		row.flags |= flagRevoked
+	}
+	if k.Disabled {
+		row.flags |= flagDisabled
+	}
+	return l.contents.add(&row)
+}
+
+// Replace makes the index answer from a snapshot. It answers once it has applied everything
+// up to target, where the log ended when the snapshot was taken. took is what Loaded says then.
+func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) {
+	c := l.contents
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	// Not ready while the new contents may be behind the end of the log.
+	x.until.Store(notReady)
+	if old := x.contents.Swap(c); old != nil {
+		x.keepFormer(old)
+	}
+	x.target, x.keys, x.took = target, c.len(), took
+	x.reached()
+	x.announce()
+	x.tuneCollector()
+	x.logger.Info("the verification index is loaded", "keys", x.keys, "position", x.Position(), "head", target, "took", took.Round(time.Millisecond))
+	if c.shadowed > 0 {
+		x.logger.Error("keys share a digest: only the one with the smallest id is found", "others", c.shadowed)
+	}
+}
+
+// Distrust makes the index stop answering until the next Replace.
+func (x *Index) Distrust() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.until.Store(notReady)
+	x.target = 1<<64 - 1 // applying more does not help
+}
