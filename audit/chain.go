@@ -32,6 +32,7 @@ type chain struct {
 
 	keys    map[domain.KeyID]keyState
 	streams map[string]uint64
+	erased  map[uint64]uint64 // organizations, by hash: at which position
 }
 
 type keyState struct {
@@ -47,7 +48,7 @@ type expectation struct {
 }
 
 func newChain(lane domain.Lane, report *Report) *chain {
-	return &chain{lane: lane, report: report, next: 1, keys: map[domain.KeyID]keyState{}, streams: map[string]uint64{}}
+	return &chain{lane: lane, report: report, next: 1, keys: map[domain.KeyID]keyState{}, streams: map[string]uint64{}, erased: map[uint64]uint64{}}
 }
 
 // expect adds a root to compare with.
@@ -147,11 +148,25 @@ func (c *chain) follow(e *checked) {
 		}
 		c.keys[e.key] = key
 	}
+	c.erasure(e)
 	if e.actor.IsZero() {
 		return
 	}
 	if actor := c.keys[e.actor]; actor.revoked != 0 && actor.revoked < e.position {
 		c.fault(e.position, "the key %s acts, which was revoked at position %d", e.actor, actor.revoked)
+	}
+}
+
+// erasure holds an event against the erasure of its organization: after it, keys are
+// revoked and fences confirmed, and nothing is sealed.
+func (c *chain) erasure(e *checked) {
+	if len(c.erased) > 0 && c.lane == domain.Lifecycle {
+		if at := c.erased[e.organization]; at != 0 && (e.sealed || e.change != revokes && e.change != fences && e.change != changesNothing) {
+			c.fault(e.position, "the organization of the event was erased at position %d", at)
+		}
+	}
+	if e.change == erases && c.erased[e.organization] == 0 {
+		c.erased[e.organization] = e.position
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash/maphash"
 
 	"github.com/oklog/ulid/v2"
 	"golang.org/x/mod/sumdb/tlog"
@@ -45,14 +46,17 @@ type checked struct {
 	stream   string       // empty for a key's
 	key      domain.KeyID // of the stream
 	actor    domain.KeyID // zero: no key acted
-	change   change
+	// organization is a hash of its id, since only a few are ever compared.
+	organization uint64
+	change       change
 
+	sealed    bool
 	hasStated bool
 	left      bool
 	fault     string // what the row says against itself
 }
 
-// change is what an event does to its key.
+// change is what an event does to its key, or to its organization.
 type change uint8
 
 const (
@@ -60,8 +64,12 @@ const (
 	creates
 	revokes
 	fences
+	erases
 	changesUnknown
 )
+
+// organizations is for this process alone.
+var organizations = maphash.MakeSeed()
 
 var (
 	keyStream          = []byte("key/")
@@ -79,6 +87,7 @@ func (r *row) check(lane domain.Lane, ledger domain.ID, buffer []byte) (checked,
 	}
 	buffer = r.envelope(append(buffer[:0], 0), lane, ledger) // RFC 6962: 0 before a leaf
 	c.leaf = sha256.Sum256(buffer)
+	c.organization, c.sealed = maphash.Bytes(organizations, r.organization), r.sealed != nil
 	c.fault = r.columns(lane, &c)
 	return c, buffer
 }
@@ -125,6 +134,8 @@ func (r *row) columns(lane domain.Lane, c *checked) string {
 		c.change = fences
 	case "MemberAdded", "MemberRemoved", "KeyUsed":
 		c.change = changesNothing
+	case "OrganizationErased":
+		c.change = erases
 	}
 	var own []byte // how the data must begin
 	var expected [160]byte
@@ -133,7 +144,7 @@ func (r *row) columns(lane domain.Lane, c *checked) string {
 		if !parseUUID(r.stream[len(keyStream):], (*[16]byte)(&c.key)) {
 			return fmt.Sprintf("its stream is %q", r.stream)
 		}
-		if lane != domain.Lifecycle || c.change == changesNothing {
+		if lane != domain.Lifecycle || c.change == changesNothing || c.change == erases {
 			return fmt.Sprintf("a %s does not belong to the stream %s in the lane %s", r.kind, r.stream, lane)
 		}
 		own = append(expected[:0], `{"keyId":"key_`...)
@@ -142,7 +153,7 @@ func (r *row) columns(lane domain.Lane, c *checked) string {
 		own = append(own, `","organizationId":"`...)
 	case bytes.HasPrefix(r.stream, organizationStream):
 		c.stream = string(r.stream)
-		if lane != domain.Lifecycle || c.change != changesNothing && c.change != changesUnknown || string(r.kind) == "KeyUsed" {
+		if lane != domain.Lifecycle || c.change == creates || c.change == revokes || c.change == fences || string(r.kind) == "KeyUsed" {
 			return fmt.Sprintf("a %s does not belong to the stream %s in the lane %s", r.kind, r.stream, lane)
 		}
 		if !bytes.Equal(r.stream[len(organizationStream):], r.organization) {

@@ -165,6 +165,11 @@ func Sentence(e eventstore.Event) string {
 		what = fmt.Sprintf("made %s a member as %s", orErased(string(event.User), e.Erased), event.Role)
 	case domain.MemberRemoved:
 		what = fmt.Sprintf("ended the membership of %s", orErased(string(event.User), e.Erased))
+	case domain.OrganizationErased:
+		what = fmt.Sprintf("erased the organization %s", event.Organization)
+		if event.Reason != "" {
+			what += fmt.Sprintf(", because: %s", event.Reason)
+		}
 	case domain.KeyUsed:
 		var accepted, refused uint64
 		for _, use := range event.Uses {

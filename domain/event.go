@@ -88,26 +88,39 @@ type MemberRemoved struct {
 	User         UserID // personal
 }
 
-func (KeyCreated) EventName() string       { return "KeyCreated" }
-func (KeyRevoked) EventName() string       { return "KeyRevoked" }
-func (RevocationFenced) EventName() string { return "RevocationFenced" }
-func (KeyUsed) EventName() string          { return "KeyUsed" }
-func (MemberAdded) EventName() string      { return "MemberAdded" }
-func (MemberRemoved) EventName() string    { return "MemberRemoved" }
+// OrganizationErased ends an organization for good: the data keys of its personal
+// fields are destroyed in the statement that appends it.
+type OrganizationErased struct {
+	Organization OrganizationID
+	At           time.Time
+	// Reason is kept in plain for ever, since what could seal it is gone: it names a
+	// ticket, never a person. It may be empty.
+	Reason string
+}
 
-func (e KeyCreated) Subject() OrganizationID       { return e.Organization }
-func (e KeyRevoked) Subject() OrganizationID       { return e.Organization }
-func (e RevocationFenced) Subject() OrganizationID { return e.Organization }
-func (e KeyUsed) Subject() OrganizationID          { return e.Organization }
-func (e MemberAdded) Subject() OrganizationID      { return e.Organization }
-func (e MemberRemoved) Subject() OrganizationID    { return e.Organization }
+func (KeyCreated) EventName() string         { return "KeyCreated" }
+func (KeyRevoked) EventName() string         { return "KeyRevoked" }
+func (RevocationFenced) EventName() string   { return "RevocationFenced" }
+func (KeyUsed) EventName() string            { return "KeyUsed" }
+func (MemberAdded) EventName() string        { return "MemberAdded" }
+func (MemberRemoved) EventName() string      { return "MemberRemoved" }
+func (OrganizationErased) EventName() string { return "OrganizationErased" }
 
-func (KeyCreated) sealed()       {}
-func (KeyRevoked) sealed()       {}
-func (RevocationFenced) sealed() {}
-func (KeyUsed) sealed()          {}
-func (MemberAdded) sealed()      {}
-func (MemberRemoved) sealed()    {}
+func (e KeyCreated) Subject() OrganizationID         { return e.Organization }
+func (e KeyRevoked) Subject() OrganizationID         { return e.Organization }
+func (e RevocationFenced) Subject() OrganizationID   { return e.Organization }
+func (e KeyUsed) Subject() OrganizationID            { return e.Organization }
+func (e MemberAdded) Subject() OrganizationID        { return e.Organization }
+func (e MemberRemoved) Subject() OrganizationID      { return e.Organization }
+func (e OrganizationErased) Subject() OrganizationID { return e.Organization }
+
+func (KeyCreated) sealed()         {}
+func (KeyRevoked) sealed()         {}
+func (RevocationFenced) sealed()   {}
+func (KeyUsed) sealed()            {}
+func (MemberAdded) sealed()        {}
+func (MemberRemoved) sealed()      {}
+func (OrganizationErased) sealed() {}
 
 // ActorKind says what kind of credential stood behind a command.
 type ActorKind string

@@ -167,7 +167,7 @@ func EvolveKey(key Key, event Event) (Key, error) {
 			return key, fmt.Errorf("evolve: key %s is fenced before it is revoked", e.Key)
 		}
 		return key, nil
-	case KeyUsed, MemberAdded, MemberRemoved:
+	case KeyUsed, MemberAdded, MemberRemoved, OrganizationErased:
 		return key, fmt.Errorf("evolve: %s does not belong to a key's stream", event.EventName())
 	}
 	return key, fmt.Errorf("evolve: unknown event %T", event)

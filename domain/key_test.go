@@ -112,7 +112,7 @@ func TestEvolveRefusesWhatCannotFollow(t *testing.T) {
 	if _, err := domain.EvolveKey(domain.Key{}, domain.KeyRevoked{}); err == nil {
 		t.Error("a key was revoked before it was created")
 	}
-	for _, e := range []domain.Event{domain.KeyUsed{}, domain.MemberAdded{}, domain.MemberRemoved{}, nil} {
+	for _, e := range []domain.Event{domain.KeyUsed{}, domain.MemberAdded{}, domain.MemberRemoved{}, domain.OrganizationErased{}, nil} {
 		if _, err := domain.EvolveKey(key, e); err == nil {
 			t.Errorf("%T became part of a key", e)
 		}

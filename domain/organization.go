@@ -13,6 +13,7 @@ const DefaultRole = "member"
 // Organization has none.
 type Organization struct {
 	Members map[UserID]Member
+	Erased  bool // for good: nobody is a member, and nobody can become one
 }
 
 // Member is one membership.
@@ -41,8 +42,25 @@ type RemoveMember struct {
 	User         UserID
 }
 
-func (AddMember) organizationCommand()    {}
-func (RemoveMember) organizationCommand() {}
+// EraseOrganization destroys whatever names people in an organization. Its keys are
+// to be revoked before.
+type EraseOrganization struct {
+	Now          time.Time
+	Organization OrganizationID
+	Reason       string // kept in plain for ever
+}
+
+// MostErasureReason bounds EraseOrganization.Reason, in bytes.
+const MostErasureReason = 200
+
+func (AddMember) organizationCommand()         {}
+func (RemoveMember) organizationCommand()      {}
+func (EraseOrganization) organizationCommand() {}
+
+// OrganizationIsErased refuses whatever is asked of an organization that was erased.
+func OrganizationIsErased() *Error {
+	return Errorf(CodeForbidden, "the organization was erased: nothing can be added to it any more")
+}
 
 // ParseRole accepts 1 to 32 letters, digits, "_" and "-".
 func ParseRole(text string) (string, error) {
@@ -57,6 +75,9 @@ func ParseRole(text string) (string, error) {
 func DecideOrganization(o Organization, command OrganizationCommand) ([]Event, error) {
 	switch c := command.(type) {
 	case AddMember:
+		if o.Erased {
+			return nil, OrganizationIsErased()
+		}
 		if m, ok := o.Members[c.User]; ok && m.Role == c.Role {
 			return nil, nil
 		}
@@ -66,6 +87,16 @@ func DecideOrganization(o Organization, command OrganizationCommand) ([]Event, e
 			return nil, nil
 		}
 		return []Event{MemberRemoved{Organization: c.Organization, User: c.User, At: c.Now}}, nil
+	case EraseOrganization:
+		switch {
+		case c.Organization == SystemOrganization:
+			return nil, Errorf(CodeForbidden, "the service's own organization cannot be erased")
+		case len(c.Reason) > MostErasureReason:
+			return nil, Invalid("reason", "must be at most %d bytes", MostErasureReason)
+		case o.Erased:
+			return nil, nil
+		}
+		return []Event{OrganizationErased{Organization: c.Organization, At: c.Now, Reason: c.Reason}}, nil
 	}
 	return nil, fmt.Errorf("decide: unknown organization command %T", command)
 }
@@ -84,11 +115,13 @@ func EvolveOrganization(o Organization, event Event) (Organization, error) {
 			since = m.Since
 		}
 		members[e.User] = Member{Role: e.Role, Since: since}
-		return Organization{Members: members}, nil
+		return Organization{Members: members, Erased: o.Erased}, nil
 	case MemberRemoved:
 		members := maps.Clone(o.Members)
 		delete(members, e.User)
-		return Organization{Members: members}, nil
+		return Organization{Members: members, Erased: o.Erased}, nil
+	case OrganizationErased:
+		return Organization{Erased: true}, nil
 	case KeyCreated, KeyRevoked, RevocationFenced, KeyUsed:
 		return o, fmt.Errorf("evolve: %s does not belong to an organization's stream", event.EventName())
 	}

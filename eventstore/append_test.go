@@ -371,6 +371,7 @@ func TestTheServiceCanNeitherChangeNorForgeTheLog(t *testing.T) {
 		}
 	}
 	for _, statement := range []string{
+		`DELETE FROM data_keys`, `INSERT INTO erased_organizations VALUES ('org_acme', 1, now())`, `SELECT erase_organization('org_acme', 1, now())`,
 		`INSERT INTO events SELECT * FROM events`, `UPDATE log_head SET position = 0`, `SELECT raise_epoch('x')`, `INSERT INTO commands SELECT * FROM commands`,
 	} {
 		if _, err := n.pool.Exec(t.Context(), statement); err == nil {

@@ -63,6 +63,7 @@ const (
 	outcomeReused
 	outcomeConflict
 	outcomeGuardMoved
+	outcomeErased
 )
 
 // knownCommand is the row of an earlier command with the same chosen id.
@@ -229,6 +230,11 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 			appended := a.answers(batch, result)
 			if len(appended) > 0 {
 				a.store.tails[a.lane].appended(appended)
+				for i := range appended {
+					if erased, ok := appended[i].Event.(domain.OrganizationErased); ok {
+						a.store.forget(erased.Organization)
+					}
+				}
 				if a.store.onCommit != nil {
 					a.store.onCommit(a.lane, appended[len(appended)-1].Position)
 				}

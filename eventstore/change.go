@@ -163,6 +163,9 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 			return zero, domain.Receipt{}, idempotencyReused()
 		case outcomeGuardMoved:
 			return zero, domain.Receipt{}, domain.GuardMoved{At: answer.head}
+		case outcomeErased:
+			s.forget(events[0].Subject())
+			return zero, domain.Receipt{}, domain.OrganizationIsErased()
 		case outcomeConflict:
 			s.metrics.conflicts.Inc()
 		default:
@@ -285,6 +288,7 @@ const mostCachedOrganizations = 4096
 type memberCache struct {
 	mu      sync.Mutex
 	entries map[domain.OrganizationID]foldedOrganization
+	erased  map[domain.OrganizationID]bool // as far as this process has met it
 }
 
 type foldedOrganization struct {
@@ -293,7 +297,7 @@ type foldedOrganization struct {
 }
 
 func newMemberCache() *memberCache {
-	return &memberCache{entries: map[domain.OrganizationID]foldedOrganization{}}
+	return &memberCache{entries: map[domain.OrganizationID]foldedOrganization{}, erased: map[domain.OrganizationID]bool{}}
 }
 
 func (c *memberCache) get(id domain.OrganizationID) (domain.Organization, uint64) {
@@ -306,7 +310,7 @@ func (c *memberCache) get(id domain.OrganizationID) (domain.Organization, uint64
 func (c *memberCache) put(id domain.OrganizationID, state domain.Organization, version uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if version == 0 || c.entries[id].version >= version {
+	if version == 0 || c.entries[id].version >= version || c.erased[id] && !state.Erased {
 		return
 	}
 	if len(c.entries) >= mostCachedOrganizations {

@@ -21,7 +21,7 @@ import (
 // schema is the version of an event type's data that this code writes.
 func schema(event domain.Event) uint16 {
 	switch event.(type) {
-	case domain.KeyCreated, domain.KeyRevoked, domain.RevocationFenced, domain.KeyUsed, domain.MemberAdded, domain.MemberRemoved:
+	case domain.KeyCreated, domain.KeyRevoked, domain.RevocationFenced, domain.KeyUsed, domain.MemberAdded, domain.MemberRemoved, domain.OrganizationErased:
 		return 1
 	}
 	return 0
@@ -65,6 +65,8 @@ func encode(event domain.Event) (data []byte, p personal, err error) {
 	case domain.MemberRemoved:
 		o.text("organizationId", string(e.Organization)).timeOrNull("at", e.At)
 		p = personal{User: string(e.User)}
+	case domain.OrganizationErased:
+		o.text("organizationId", string(e.Organization)).textOrNull("reason", e.Reason).timeOrNull("at", e.At)
 	default:
 		return nil, p, fmt.Errorf("encode: unknown event %T", event)
 	}
@@ -153,6 +155,8 @@ func decode(r Recorded, p personal) (domain.Event, error) {
 		event, err = decodeKeyUsed(r.Data)
 	case domain.MemberAdded{}.EventName(), domain.MemberRemoved{}.EventName():
 		event, err = decodeMember(r.Type, r.Data, p)
+	case domain.OrganizationErased{}.EventName():
+		event, err = decodeOrganizationErased(r.Data)
 	default:
 		err = fmt.Errorf("unknown type %q", r.Type)
 	}
@@ -315,6 +319,22 @@ func decodeMember(name string, data []byte, p personal) (domain.Event, error) {
 	return domain.MemberAdded{Organization: domain.OrganizationID(d.Organization), Role: d.Role, At: d.At, User: domain.UserID(p.User)}, nil
 }
 
+func decodeOrganizationErased(data []byte) (domain.Event, error) {
+	var d struct {
+		Organization string    `json:"organizationId"`
+		Reason       *string   `json:"reason"`
+		At           time.Time `json:"at"`
+	}
+	if err := unmarshal(data, &d); err != nil {
+		return nil, err
+	}
+	e := domain.OrganizationErased{Organization: domain.OrganizationID(d.Organization), At: d.At}
+	if d.Reason != nil {
+		e.Reason = *d.Reason
+	}
+	return e, nil
+}
+
 func decodeMetadata(r Recorded, p personal) (domain.Metadata, error) {
 	var d struct {
 		Actor struct {
@@ -381,6 +401,13 @@ func (o *object) text(name, value string) *object {
 	o.name(name)
 	o.quote(value)
 	return o
+}
+
+func (o *object) textOrNull(name, value string) *object {
+	if value == "" {
+		return o.raw(name, []byte("null"))
+	}
+	return o.text(name, value)
 }
 
 func (o *object) texts(name string, values []string) *object {

@@ -50,8 +50,10 @@ func goldenEvents() map[string]domain.Event {
 			{Key: key, Outcome: domain.OutcomeValid, Count: 41, First: at, Last: at.Add(time.Second), DecidedAt: 7},
 			{Key: key, Outcome: domain.OutcomeInsufficientScope, Count: 1, First: at, Last: at, DecidedAt: 6},
 		}},
-		"MemberAdded.1":   domain.MemberAdded{Organization: "org_abc123", Role: "owner", At: at, User: "user_xyz"},
-		"MemberRemoved.1": domain.MemberRemoved{Organization: "org_abc123", At: at, User: "user_xyz"},
+		"MemberAdded.1":                    domain.MemberAdded{Organization: "org_abc123", Role: "owner", At: at, User: "user_xyz"},
+		"MemberRemoved.1":                  domain.MemberRemoved{Organization: "org_abc123", At: at, User: "user_xyz"},
+		"OrganizationErased.1":             domain.OrganizationErased{Organization: "org_abc123", At: at, Reason: "ticket 4711"},
+		"OrganizationErased.1.unexplained": domain.OrganizationErased{Organization: "org_abc123", At: at},
 	}
 }
 

@@ -11,7 +11,8 @@
 //     only while the stream that authorised it still stands where it stood.
 //   - Events are stored exactly as they were written and are never changed. The
 //     canonical envelope ([Recorded.Envelope]) covers every column.
-//   - Personal fields are sealed under a data key of the organization.
+//   - Personal fields are sealed under a data key of the organization. It is destroyed in the
+//     statement that appends OrganizationErased, and none is ever made again.
 //
 // # The shape
 //

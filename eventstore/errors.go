@@ -22,7 +22,10 @@ var ErrEpochChanged = errors.New("the ledger or its epoch has changed: start aga
 // deleted or a partition was detached. Nobody reads past it.
 var ErrGap = errors.New("the log has a gap")
 
-const codeEpochChanged = "KL001" // raised by append_events
+const (
+	codeEpochChanged = "KL001" // raised by append_events
+	codeErased       = "KL002" // raised by refuse_erased: the organization gets no data key any more
+)
 
 // Wrap gives an error of Postgres its place in the one vocabulary: whatever means
 // that the ledger cannot be asked now is CodeUnavailable, the caller's own
@@ -34,6 +37,8 @@ func Wrap(err error, format string, args ...any) error {
 	context := fmt.Sprintf(format, args...)
 	var known *domain.Error
 	switch {
+	case isErased(err):
+		return fmt.Errorf("%s: %w", context, domain.OrganizationIsErased())
 	case errors.As(err, &known), errors.Is(err, domain.ErrGuardMoved):
 		return fmt.Errorf("%s: %w", context, err)
 	case errors.Is(err, ErrEpochChanged):
@@ -49,6 +54,11 @@ func Wrap(err error, format string, args ...any) error {
 func isEpochChanged(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == codeEpochChanged
+}
+
+func isErased(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == codeErased
 }
 
 // isUnavailable covers what passes by itself: a lost or refused connection, a

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"keyledger/domain"
@@ -36,8 +37,9 @@ type keyring struct {
 	pool   *pgxpool.Pool
 	master cipher.AEAD
 
-	mu   sync.RWMutex
-	keys map[dataKeyID]cipher.AEAD
+	mu     sync.RWMutex
+	keys   map[dataKeyID]cipher.AEAD
+	erased map[domain.OrganizationID]bool // as far as this process has met it
 }
 
 type dataKeyID struct {
@@ -53,7 +55,7 @@ func newKeyring(pool *pgxpool.Pool, masterKey []byte) (*keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &keyring{pool: pool, master: master, keys: map[dataKeyID]cipher.AEAD{}}, nil
+	return &keyring{pool: pool, master: master, keys: map[dataKeyID]cipher.AEAD{}, erased: map[domain.OrganizationID]bool{}}, nil
 }
 
 // firstDataKey is the number of an organization's data key. Numbers leave room
@@ -65,6 +67,9 @@ func (k *keyring) seal(ctx context.Context, organization domain.OrganizationID, 
 	key, err := k.key(ctx, dataKeyID{organization, firstDataKey}, true)
 	if err != nil {
 		return nil, err
+	}
+	if key == nil {
+		return nil, domain.OrganizationIsErased()
 	}
 	sealed := make([]byte, sealedHeader, sealedHeader+len(plain)+key.Overhead())
 	sealed[0] = sealedFormat
@@ -93,12 +98,14 @@ func (k *keyring) open(ctx context.Context, r Recorded) (plain []byte, erased bo
 	return plain, false, nil
 }
 
-// key gives a data key, making it first when create says so; nil when there is none.
+// key gives a data key, making it first when create says so; nil when there is none,
+// or none any more.
 func (k *keyring) key(ctx context.Context, id dataKeyID, create bool) (cipher.AEAD, error) {
 	k.mu.RLock()
 	key, ok := k.keys[id]
+	erased := k.erased[id.organization]
 	k.mu.RUnlock()
-	if ok {
+	if ok || erased {
 		return key, nil
 	}
 	wrapped, err := k.load(ctx, id)
@@ -126,6 +133,9 @@ func (k *keyring) key(ctx context.Context, id dataKeyID, create bool) (cipher.AE
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.erased[id.organization] {
+		return nil, nil // meanwhile
+	}
 	if len(k.keys) >= mostCachedKeys {
 		clear(k.keys)
 	}
@@ -148,8 +158,13 @@ func (k *keyring) insert(ctx context.Context, id dataKeyID) error {
 		return fmt.Errorf("draw a nonce: %w", err)
 	}
 	wrapped := k.master.Seal(nonce, nonce, fresh, wrappedFor(id))
+	// In the simple protocol the statement commits by itself: a paused client cannot keep
+	// an erasure waiting.
 	_, err := k.pool.Exec(ctx, `INSERT INTO data_keys (organization, number, wrapped) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		id.organization, id.number, wrapped)
+		pgx.QueryExecModeSimpleProtocol, string(id.organization), int64(id.number), wrapped)
+	if isErased(err) {
+		return domain.OrganizationIsErased()
+	}
 	return err
 }
 

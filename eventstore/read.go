@@ -148,6 +148,7 @@ func (s *Store) page(ctx context.Context, lane domain.Lane, after, through domai
 			return nil, fmt.Errorf("read %s: %w: position %d is missing, %d follows: compare with a backup", lane, ErrGap, want, events[i].Position)
 		}
 	}
+	s.notice(events)
 	if len(events) == 0 && through < 1<<62 {
 		return nil, fmt.Errorf("read %s: %w: position %d is missing below the head %d: compare with a backup", lane, ErrGap, after+1, through)
 	}

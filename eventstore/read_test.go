@@ -194,7 +194,7 @@ func TestErasedPersonalFieldsAreGoneAndTheRestStays(t *testing.T) {
 	db := testkit.Database(t)
 	n := open(t, db.URL)
 	key, _ := n.mustCreate(t)
-	if _, err := n.pool.Exec(t.Context(), `DELETE FROM data_keys WHERE organization = $1`, string(acme)); err != nil {
+	if _, err := n.erase(t, acme); err != nil {
 		t.Fatal(err)
 	}
 	fresh := open(t, db.URL) // another process, which never knew the data key

@@ -110,7 +110,10 @@ func (s *Server) auditLog(r *request) error {
 	return nil
 }
 
-var auditTypes = []string{domain.KeyCreated{}.EventName(), domain.KeyRevoked{}.EventName(), domain.RevocationFenced{}.EventName(), domain.MemberAdded{}.EventName(), domain.MemberRemoved{}.EventName()}
+var auditTypes = []string{
+	domain.KeyCreated{}.EventName(), domain.KeyRevoked{}.EventName(), domain.RevocationFenced{}.EventName(), domain.MemberAdded{}.EventName(), domain.MemberRemoved{}.EventName(),
+	domain.OrganizationErased{}.EventName(),
+}
 
 // auditQuery reads the filters.
 func (s *Server) auditQuery(r *request, organization domain.OrganizationID) (AuditQuery, error) {
@@ -202,6 +205,8 @@ func auditFields(e *AuditEntry) (key domain.KeyID, name, user, role, reason stri
 		return key, "", string(event.User), event.Role, ""
 	case domain.MemberRemoved:
 		return key, "", string(event.User), "", ""
+	case domain.OrganizationErased:
+		return key, "", "", "", event.Reason
 	case domain.KeyUsed: // of another lane
 	}
 	return key, "", "", "", ""

@@ -151,7 +151,7 @@ func appendBullseyeKey(dst []byte, k *domain.KeyView) []byte {
 	dst = append(dst, `,"createdByUserId":`...)
 	dst = appendTextOrNull(dst, string(k.CreatedBy))
 	dst = append(dst, `,"name":`...)
-	dst = appendText(dst, k.Name)
+	dst = appendTextOrNull(dst, k.Name) // null once it is erased
 	dst = append(dst, `,"keyPrefix":`...)
 	dst = appendText(dst, k.Prefix)
 	dst = append(dst, `,"scopes":`...)

@@ -307,7 +307,7 @@ func appendVerdict(dst []byte, v *domain.Verdict) []byte {
 	dst = append(dst, `,"organizationId":`...)
 	dst = appendText(dst, string(v.Organization))
 	dst = append(dst, `,"name":`...)
-	dst = appendText(dst, v.Name)
+	dst = appendTextOrNull(dst, v.Name)
 	dst = append(dst, `,"scopes":`...)
 	dst = appendScopes(dst, v.Scopes)
 	dst = append(dst, `,"expiresAt":`...)

@@ -110,6 +110,9 @@ func (c *contents) fold(e *Event) error {
 			return err
 		}
 		return c.change(ref, func(t *traits) { t.version = e.Version })
+	case domain.OrganizationErased:
+		c.forgetNames(string(event.Organization))
+		return nil
 	case domain.MemberAdded, domain.MemberRemoved:
 		return nil // nothing that a verdict depends on
 	case domain.KeyUsed:

@@ -169,6 +169,20 @@ func (c *contents) change(ref uint32, change func(*traits)) error {
 	return nil
 }
 
+// forgetNames makes the keys of an organization nameless. It looks at every key, which
+// an erasure is seldom enough for; verdicts go on meanwhile.
+func (c *contents) forgetNames(organization string) {
+	place, ok := c.profiles.findOrganization(organization)
+	if !ok {
+		return
+	}
+	for ref := uint32(1); ref <= c.count; ref++ {
+		if e := c.entry(ref); e[7].Load() != 0 && c.profiles.at(e.profile()).traits().organization == place {
+			e.forgetName()
+		}
+	}
+}
+
 // remove forgets a revoked key: from now on it is not found. It says false while
 // the key has a tally, which is for some time after its last use.
 func (c *contents) remove(ref uint32) bool {

@@ -124,6 +124,15 @@ func (e *entry) setProfile(profile uint32) {
 	e[7].Store(uint64(profile)<<offsetBits | e[7].Load()&(1<<offsetBits-1))
 }
 
+// forgetName makes the name empty. The last word stays as it is: whoever reads it on
+// both sides of the change has a name of the old place, and of one of the two lengths.
+func (e *entry) forgetName() {
+	state := e[7].Load()
+	e[7].Store(0)
+	e[6].Store(e[6].Load() & instantMask)
+	e[7].Store(state)
+}
+
 // clear makes an entry that no digest matches.
 func (e *entry) clear() {
 	e[7].Store(0)

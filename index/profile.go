@@ -107,16 +107,10 @@ func (p *profiles) intern(t traits) (uint32, error) {
 // organizationPlace gives the place of an organization's id, which says as much
 // as the id: each id has one.
 func (p *profiles) organizationPlace(id string) (uint64, error) {
-	hash := p.seed.text(id)
-	for c := p.byName.probe(hash); ; {
-		ref := c.next()
-		if ref == 0 {
-			break
-		}
-		if place := p.place(ref); p.organization(place) == id {
-			return place, nil
-		}
+	if place, ok := p.findOrganization(id); ok {
+		return place, nil
 	}
+	hash := p.seed.text(id)
 	if id == "" || len(id) >= 1<<(placeBits-offsetBits) {
 		return 0, domain.Errorf(domain.CodeInternal, "an organization's id of %d bytes does not fit into the verification index", len(id))
 	}
@@ -133,6 +127,19 @@ func (p *profiles) organizationPlace(id string) (uint64, error) {
 	p.organizations.segment(ref >> segmentBits)[ref&(segmentSize-1)].Store(place)
 	p.byName.insert(hash, ref)
 	return place, nil
+}
+
+// findOrganization gives the place of an organization's id that is known.
+func (p *profiles) findOrganization(id string) (place uint64, ok bool) {
+	for c := p.byName.probe(p.seed.text(id)); ; {
+		ref := c.next()
+		if ref == 0 {
+			return 0, false
+		}
+		if place := p.place(ref); p.organization(place) == id {
+			return place, true
+		}
+	}
 }
 
 func (p *profiles) bytes() uint64 {

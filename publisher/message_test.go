@@ -36,7 +36,7 @@ func sample(e domain.Event) eventstore.Recorded {
 }
 
 func everyEvent() []domain.Event {
-	return []domain.Event{domain.KeyCreated{}, domain.KeyRevoked{}, domain.RevocationFenced{}, domain.KeyUsed{}, domain.MemberAdded{}, domain.MemberRemoved{}}
+	return []domain.Event{domain.KeyCreated{}, domain.KeyRevoked{}, domain.RevocationFenced{}, domain.KeyUsed{}, domain.MemberAdded{}, domain.MemberRemoved{}, domain.OrganizationErased{}}
 }
 
 // What stands here is what subscribers have been written against: it never changes.
@@ -45,12 +45,13 @@ func TestTheWireStaysAsItIs(t *testing.T) {
 	key := domain.KeyID(id("key", 0, 1)).String()
 	organization := "org_abc123"
 	want := map[string]struct{ subject, typ, about, lane string }{
-		"KeyCreated":       {"keyledger.lifecycle.org_abc123." + key + ".created", "keyledger.key.created", key, "lifecycle"},
-		"KeyRevoked":       {"keyledger.lifecycle.org_abc123." + key + ".revoked", "keyledger.key.revoked", key, "lifecycle"},
-		"RevocationFenced": {"keyledger.lifecycle.org_abc123." + key + ".fenced", "keyledger.key.fenced", key, "lifecycle"},
-		"KeyUsed":          {"keyledger.usage.org_abc123.used", "keyledger.key.used", organization, "usage"},
-		"MemberAdded":      {"keyledger.lifecycle.org_abc123.-.member_added", "keyledger.organization.member_added", organization, "lifecycle"},
-		"MemberRemoved":    {"keyledger.lifecycle.org_abc123.-.member_removed", "keyledger.organization.member_removed", organization, "lifecycle"},
+		"KeyCreated":         {"keyledger.lifecycle.org_abc123." + key + ".created", "keyledger.key.created", key, "lifecycle"},
+		"KeyRevoked":         {"keyledger.lifecycle.org_abc123." + key + ".revoked", "keyledger.key.revoked", key, "lifecycle"},
+		"RevocationFenced":   {"keyledger.lifecycle.org_abc123." + key + ".fenced", "keyledger.key.fenced", key, "lifecycle"},
+		"KeyUsed":            {"keyledger.usage.org_abc123.used", "keyledger.key.used", organization, "usage"},
+		"MemberAdded":        {"keyledger.lifecycle.org_abc123.-.member_added", "keyledger.organization.member_added", organization, "lifecycle"},
+		"MemberRemoved":      {"keyledger.lifecycle.org_abc123.-.member_removed", "keyledger.organization.member_removed", organization, "lifecycle"},
+		"OrganizationErased": {"keyledger.lifecycle.org_abc123.-.erased", "keyledger.organization.erased", organization, "lifecycle"},
 	}
 	for _, e := range everyEvent() {
 		r := sample(e)

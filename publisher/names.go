@@ -97,6 +97,8 @@ func nameOf(eventType string) (named, error) {
 		return named{domain.Lifecycle, false, "member_added", "keyledger.organization.member_added"}, nil
 	case "MemberRemoved":
 		return named{domain.Lifecycle, false, "member_removed", "keyledger.organization.member_removed"}, nil
+	case "OrganizationErased":
+		return named{domain.Lifecycle, false, "erased", "keyledger.organization.erased"}, nil
 	}
 	return named{}, fmt.Errorf("events of type %q have no public name here", eventType)
 }

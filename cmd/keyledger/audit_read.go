@@ -273,7 +273,7 @@ type shownEvent struct {
 }
 
 // colours of event types, on a terminal.
-var colours = map[string]string{"KeyCreated": "\x1b[32m", "KeyRevoked": "\x1b[31m", "RevocationFenced": "\x1b[35m", "MemberAdded": "\x1b[36m", "MemberRemoved": "\x1b[35m"}
+var colours = map[string]string{"KeyCreated": "\x1b[32m", "KeyRevoked": "\x1b[31m", "RevocationFenced": "\x1b[35m", "MemberAdded": "\x1b[36m", "MemberRemoved": "\x1b[35m", "OrganizationErased": "\x1b[31m"}
 
 func (p *program) showEvent(e eventstore.Event) error {
 	if p.config.JSON {

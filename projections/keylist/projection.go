@@ -3,6 +3,7 @@ package keylist
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,12 +54,16 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		return false, err
 	}
 	var created, changed []*entry
+	var erased []string
 	for _, e := range events {
 		id, ok, err := keyOf(e)
 		if err != nil {
 			return false, err
 		}
 		if !ok {
+			if event, ok := e.Event.(domain.OrganizationErased); ok {
+				erased = append(erased, string(event.Organization))
+			}
 			continue
 		}
 		row := rows[id]
@@ -81,13 +86,19 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		}
 		row.Version, row.Position = e.Version, e.Position
 	}
+	for _, row := range rows {
+		// What an event of this batch still told is gone with the erasure in the same batch.
+		if row != nil && slices.Contains(erased, string(row.Organization)) {
+			row.Name, row.CreatedBy = "", ""
+		}
+	}
 	if !p.alone {
-		return p.write(ctx, from, to, append(created, changed...))
+		return p.write(ctx, from, to, append(created, changed...), erased)
 	}
 	if err := p.copy(ctx, created); err != nil {
 		return false, err
 	}
-	return p.write(ctx, from, to, changed)
+	return p.write(ctx, from, to, changed, erased)
 }
 
 // keyOf says which key an event of the lane changes, if any.
@@ -99,7 +110,7 @@ func keyOf(e eventstore.Event) (domain.KeyID, bool, error) {
 		return event.Key, true, nil
 	case domain.KeyRevoked:
 		return event.Key, true, nil
-	case domain.MemberAdded, domain.MemberRemoved:
+	case domain.MemberAdded, domain.MemberRemoved, domain.OrganizationErased:
 		return domain.KeyID{}, false, nil
 	case domain.KeyUsed:
 		return domain.KeyID{}, false, projections.Broken(e.Recorded, fmt.Errorf("%s does not belong to the lane", e.Type))
@@ -158,9 +169,10 @@ SELECT c.ledger_id, c.epoch, c.position, `+columns+`
 }
 
 // write moves the checkpoint and writes the rows as they are now. New and changed
-// ones go the same way, found by the primary key.
-func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, changed []*entry) (bool, error) {
-	if len(changed) == 0 {
+// ones go the same way, found by the primary key. Erased organizations lose what is
+// personal in their other rows.
+func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, changed []*entry, erased []string) (bool, error) {
+	if len(changed)+len(erased) == 0 {
 		return projections.Move(ctx, p.db, p, from, to, "")
 	}
 	n := len(changed)
@@ -180,6 +192,18 @@ func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint,
 		disabled[i], revoked[i] = e.Disabled, e.Revoked
 		versions[i], positions[i] = int64(e.Version), int64(e.Position)
 	}
+	arguments := []any{
+		ids, organizations, digests, prefixes, names, scopes, limits,
+		created, creators, expires, disabled, revoked, revokedAt, versions, positions,
+	}
+	forget := ""
+	if len(erased) > 0 {
+		// A statement changes a row once: those that it writes anyway are nameless already.
+		forget = `, forgotten AS (
+UPDATE ` + p.table + ` k SET name = '', created_by = ''
+ WHERE k.organization = ANY ($23::text[]) AND k.key_id <> ALL ($8::uuid[]) AND (k.name <> '' OR k.created_by <> '') AND EXISTS (SELECT FROM moved))`
+		arguments = append(arguments, erased)
+	}
 	return projections.Move(ctx, p.db, p, from, to, `, kept AS (
 INSERT INTO `+p.table+` AS k (key_id, organization, digest, prefix, name, scopes, rate_limit,
        created_at, created_by, expires_at, disabled, revoked, revoked_at, version, position)
@@ -194,9 +218,7 @@ SELECT n.key_id, n.organization, n.digest, n.prefix, n.name, string_to_array(n.s
        name = excluded.name, scopes = excluded.scopes, rate_limit = excluded.rate_limit,
        created_at = excluded.created_at, created_by = excluded.created_by, expires_at = excluded.expires_at,
        disabled = excluded.disabled, revoked = excluded.revoked, revoked_at = excluded.revoked_at,
-       version = excluded.version, position = excluded.position)`,
-		ids, organizations, digests, prefixes, names, scopes, limits,
-		created, creators, expires, disabled, revoked, revokedAt, versions, positions)
+       version = excluded.version, position = excluded.position)`+forget, arguments...)
 }
 
 // copy writes new rows the fast way, in a statement of its own. That is sound only
