@@ -113,7 +113,11 @@ func (s *Server) admit(r *request, need domain.Scope, again bool) (principal, er
 
 // authenticate asks the index about the key that a request presents as its own.
 func (s *Server) authenticate(r *request, v domain.Verification) (domain.Verdict, error) {
-	verdict, err := s.verifier.Verify(v)
+	return s.authenticateDurably(r, v, false)
+}
+
+func (s *Server) authenticateDurably(r *request, v domain.Verification, durable bool) (domain.Verdict, error) {
+	verdict, err := s.judge(r.ctx, v, durable)
 	if err != nil {
 		return domain.Verdict{}, err
 	}

@@ -51,7 +51,7 @@ func (s *Server) verifyBatch(r *request) error {
 	if err != nil {
 		return err
 	}
-	questions, err := readBatch(body)
+	questions, durable, err := readBatch(body)
 	if err != nil {
 		return err
 	}
@@ -68,22 +68,23 @@ func (s *Server) verifyBatch(r *request) error {
 	if minimum > 0 {
 		now = s.clock()
 	}
+	for i := range questions {
+		questions[i].Now = now
+	}
+	verdicts, err := s.judgeAll(r.ctx, questions, durable)
+	if err != nil {
+		return err
+	}
 	answer := append(make([]byte, 0, 32+len(questions)*batchVerdictBytes), `{"results":[`...)
 	known := 0
-	for i := range questions {
-		v := &questions[i]
-		v.Now = now
-		verdict, err := s.verifier.Verify(*v)
-		if err != nil {
-			return err
-		}
-		if verdict.Outcome != domain.OutcomeNotFound {
+	for i := range verdicts {
+		if verdicts[i].Outcome != domain.OutcomeNotFound {
 			known++
 		}
 		if i > 0 {
 			answer = append(answer, ',')
 		}
-		answer = appendVerdict(answer, &verdict)
+		answer = appendVerdict(answer, &verdicts[i])
 	}
 	// A batch with a known key in it is answered whole, wherever it comes from. Its
 	// unknown ones are paid for all the same.
@@ -100,11 +101,20 @@ func (s *Server) verifyBatch(r *request) error {
 // batchVerdictBytes is more than most verdicts take.
 const batchVerdictBytes = 320
 
-// readBatch reads {"keys":[...]}, each of which is the body of a single verification.
-func readBatch(body []byte) ([]domain.Verification, error) {
-	var questions []domain.Verification
+// readBatch reads {"keys":[...],"durable":true}. Each of the keys is the body of a single
+// verification; one that must be durable makes the batch so, which waits once for all.
+func readBatch(body []byte) (questions []domain.Verification, durable bool, err error) {
 	given := false
-	err := decodeObject(body, []string{"keys"}, func(d *decoder, name string) error {
+	err = decodeObject(body, []string{"keys", "durable"}, func(d *decoder, name string) error {
+		if name == "durable" {
+			null, err := d.null()
+			if null || err != nil {
+				return err
+			}
+			all, err := d.flag(name)
+			durable = durable || all
+			return err
+		}
 		given = true
 		switch d.PeekKind() {
 		case jsontext.KindBeginArray, jsontext.KindInvalid:
@@ -132,6 +142,7 @@ func readBatch(body []byte) ([]domain.Verification, error) {
 				return inBatch(i, err)
 			}
 			questions = append(questions, v)
+			durable = durable || q.durable
 		}
 		if _, err := d.ReadToken(); err != nil {
 			return d.malformed(err)
@@ -140,13 +151,13 @@ func readBatch(body []byte) ([]domain.Verification, error) {
 	})
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, false, err
 	case !given:
-		return nil, domain.Invalid("keys", "is required")
+		return nil, false, domain.Invalid("keys", "is required")
 	case len(questions) == 0:
-		return nil, domain.Invalid("keys", "must name at least one key")
+		return nil, false, domain.Invalid("keys", "must name at least one key")
 	}
-	return questions, nil
+	return questions, durable, nil
 }
 
 // inBatch says of which key an error is: keys[17].scopes.

@@ -167,6 +167,21 @@ func (d *decoder) texts(field string) ([]string, error) {
 	}
 }
 
+func (d *decoder) flag(field string) (bool, error) {
+	switch d.PeekKind() {
+	case jsontext.KindTrue, jsontext.KindFalse:
+		token, err := d.ReadToken()
+		if err != nil {
+			return false, d.malformed(err)
+		}
+		return token.Bool(), nil
+	case jsontext.KindInvalid:
+		_, err := d.ReadToken()
+		return false, d.malformed(err)
+	}
+	return false, domain.Invalid(field, "must be true or false")
+}
+
 // integer reads a whole number from 1 to most, written as one.
 func (d *decoder) integer(field string, most uint32) (uint32, error) {
 	switch d.PeekKind() {

@@ -9,22 +9,23 @@ import (
 // What fuzz tests look at from inside.
 
 // Scan reads a question the fast way; false says that the slow way must read it.
-func Scan(body []byte) (domain.Verification, bool) {
+func Scan(body []byte) (v domain.Verification, durable, ok bool) {
 	var q question
 	if !q.scan(body) {
-		return domain.Verification{}, false
+		return domain.Verification{}, false, false
 	}
 	v, err := q.verification()
-	return v, err == nil
+	return v, q.durable, err == nil
 }
 
 // Decode reads a question the slow way.
-func Decode(body []byte) (domain.Verification, error) {
+func Decode(body []byte) (v domain.Verification, durable bool, err error) {
 	var q question
 	if err := q.decode(body); err != nil {
-		return domain.Verification{}, err
+		return domain.Verification{}, false, err
 	}
-	return q.verification()
+	v, err = q.verification()
+	return v, q.durable, err
 }
 
 // Cursor reads a cursor, and writes it again.

@@ -33,6 +33,7 @@ type ledger struct {
 	requests   []domain.Request // of all commands
 	commandLog []domain.KeyCommand
 	asked      []domain.Verification
+	durable    int // answers that waited for the log
 	minute     time.Time
 }
 
@@ -246,3 +247,26 @@ func (g *ledger) addMember(organization domain.OrganizationID, user domain.UserI
 }
 
 var errPostgresAway = domain.Unavailable(errors.New("dial tcp 127.0.0.1:5432: connection refused"))
+
+// VerifyDurable counts who waited for the log, and is away when the log is.
+func (g *ledger) VerifyDurable(_ context.Context, v domain.Verification) (domain.Verdict, error) {
+	verdicts, err := g.VerifyAllDurable(context.Background(), []domain.Verification{v})
+	if err != nil {
+		return domain.Verdict{}, err
+	}
+	return verdicts[0], nil
+}
+
+func (g *ledger) VerifyAllDurable(_ context.Context, questions []domain.Verification) ([]domain.Verdict, error) {
+	verdicts := make([]domain.Verdict, len(questions))
+	for i, v := range questions {
+		var err error
+		if verdicts[i], err = g.Verify(v); err != nil {
+			return nil, err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.durable++
+	return verdicts, g.down
+}

@@ -48,6 +48,8 @@ type gate struct {
 	// masked: only 200, 401 and 403 are answered, since the gateway takes everything
 	// else for a fault; the true status stands in a header.
 	masked bool
+	// durable: the request passes when the use is in the log.
+	durable bool
 }
 
 // forwardAuth tells a gateway whether to let a request pass.
@@ -72,7 +74,7 @@ func (s *Server) pass(r *request, g *gate) error {
 	if c.token != "" { // gateways ask about keys; a token is a key that nobody has
 		c.digest = digest(c.token)
 	}
-	verdict, err := s.authenticate(r, domain.Verification{Digest: c.digest, Required: g.required, Within: g.within, Now: r.arrived})
+	verdict, err := s.authenticateDurably(r, domain.Verification{Digest: c.digest, Required: g.required, Within: g.within, Now: r.arrived}, g.durable)
 	if err != nil {
 		return err
 	}
@@ -154,7 +156,7 @@ func readGateQuery(query string) (gate, error) {
 	}
 	var scopes []string
 	// What shapes the answer comes first, for the answers to mistakes in the rest.
-	for _, name := range []string{"deny", "organization", "scope"} {
+	for _, name := range []string{"deny", "organization", "durable", "scope"} {
 		for _, value := range values[name] {
 			if err := g.add(&scopes, name, value); err != nil {
 				return g, err
@@ -163,12 +165,14 @@ func readGateQuery(query string) (gate, error) {
 		delete(values, name)
 	}
 	if len(values) > 0 {
-		return g, errGate("query", "must have the parameters scope, organization and deny alone: a gateway must not pass its client's query on")
+		return g, errGate("query", "must have the parameters scope, organization, durable and deny alone: a gateway must not pass its client's query on")
 	}
 	return g, g.require(scopes)
 }
 
-func isGateName(name string) bool { return name == "scope" || name == "organization" || name == "deny" }
+func isGateName(name string) bool {
+	return name == "scope" || name == "organization" || name == "deny" || name == "durable"
+}
 
 func (g *gate) add(scopes *[]string, name, value string) (err error) {
 	switch name {
@@ -184,6 +188,11 @@ func (g *gate) add(scopes *[]string, name, value string) (err error) {
 			return errGate(name, "must be 403, and given once")
 		}
 		g.masked = true
+	case "durable":
+		if g.durable || value != "true" {
+			return errGate(name, "must be true, and given once")
+		}
+		g.durable = true
 	}
 	return err
 }

@@ -19,12 +19,13 @@ func FuzzQuestions(f *testing.F) {
 	for _, body := range []string{
 		`{"key":"bsk_live_a1b2c3d4e5f6a1b2c3d4e5f6a1b2c3d4","scopes":["read"],"organizationId":"org_abc123"}`,
 		` { "scopes" : [ ] , "key" : "" } `, `{"key":"a","key":"b"}`, `{"key":"a",}`, `{"key":"a"}x`, `{}`, `{"key":"\u0061"}`, `{"key":"a"`, `{"scopes":["a:b","a:b"],"key":"k"}`,
+		`{"key":"a","durable":true}`, `{"durable" : false ,"key":"a"}`, `{"key":"a","durable":tru}`, `{"key":"a","durable":truefalse}`, `{"key":"a","durable":null}`, `{"key":"a","durable":1}`,
 	} {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		slow, err := keyhttp.Decode(body)
-		if fast, ok := keyhttp.Scan(body); ok && (err != nil || !reflect.DeepEqual(fast, slow)) {
+		slow, slowly, err := keyhttp.Decode(body)
+		if fast, quickly, ok := keyhttp.Scan(body); ok && (err != nil || quickly != slowly || !reflect.DeepEqual(fast, slow)) {
 			t.Errorf("fast %+v, slow %+v, %v", fast, slow, err)
 		}
 		mustBeAClientsError(t, err)
@@ -59,7 +60,7 @@ func mustBeAClientsError(t *testing.T, err error) {
 		return
 	}
 	switch e.Field {
-	case "", "body", "key", "scopes", "organizationId", "name", "rateLimit", "expiresAt":
+	case "", "body", "key", "scopes", "organizationId", "durable", "name", "rateLimit", "expiresAt":
 	default:
 		t.Errorf("an error names the field %q", e.Field)
 	}

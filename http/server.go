@@ -70,6 +70,12 @@ type Options struct {
 	// RateLimit is a new key's limit in requests a minute when the request names
 	// none. 0: domain.DefaultRateLimit.
 	RateLimit uint32
+	// Durable verifies when a use must be in the log before the answer. nil: such
+	// requests are refused.
+	Durable DurableVerifier
+	// Exact answers every verification, and every request that a key authenticates, when the
+	// use is in the log. It needs Durable.
+	Exact bool
 	// VerifyAuth asks those who verify keys for a key of their own with the scope verify.
 	VerifyAuth bool
 
@@ -132,6 +138,9 @@ type Server struct {
 func New(options Options) (*Server, error) {
 	if options.Ledger == nil || options.Verifier == nil || options.Keys == nil {
 		return nil, errors.New("the server needs a ledger, a verifier and a list of keys")
+	}
+	if options.Exact && options.Durable == nil {
+		return nil, errors.New("exact recording of uses needs a durable verifier")
 	}
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)

@@ -20,7 +20,9 @@ type question struct {
 	asked  bool          // there was a key
 	scopes []string
 	within string
-	answer []byte
+	// durable asks that the use is in the log before the answer.
+	durable bool
+	answer  []byte
 
 	// What the last question's scopes were parsed to: the same ones are asked for
 	// again and again.
@@ -58,7 +60,7 @@ func (s *Server) verifyKey(r *request) error {
 	if minimum > 0 {
 		v.Now = s.clock()
 	}
-	verdict, err := s.verifier.Verify(v)
+	verdict, err := s.judge(r.ctx, v, q.durable)
 	if err != nil {
 		return err
 	}
@@ -139,12 +141,12 @@ func digest(presented string) domain.Digest {
 }
 
 func (q *question) reset() {
-	q.asked, q.within, q.scopes = false, "", q.scopes[:0]
+	q.asked, q.within, q.scopes, q.durable = false, "", q.scopes[:0], false
 }
 
 func (q *question) decode(body []byte) error {
 	q.reset()
-	return decodeObject(body, []string{"key", "scopes", "organizationId"}, func(d *decoder, name string) error {
+	return decodeObject(body, []string{"key", "scopes", "organizationId", "durable"}, func(d *decoder, name string) error {
 		null, err := d.null()
 		if null || err != nil {
 			return err
@@ -156,6 +158,8 @@ func (q *question) decode(body []byte) error {
 			q.digest, q.asked = digest(text), true
 		case "scopes":
 			q.scopes, err = d.texts(name)
+		case "durable":
+			q.durable, err = d.flag(name)
 		case "organizationId":
 			if q.within, err = d.text(name); err == nil && q.within == "" {
 				_, err = domain.ParseOrganizationID("")
@@ -165,13 +169,13 @@ func (q *question) decode(body []byte) error {
 	})
 }
 
-// scan reads the plain form of a question: the three members that there are, each
+// scan reads the plain form of a question: the four members that there are, each
 // at most once, in plain printable ASCII without escapes. It says no to
 // everything else, right or wrong.
 func (q *question) scan(body []byte) bool {
 	q.reset()
 	c := scanner{body: body}
-	var scopes, within bool
+	var scopes, within, durable bool
 	if !c.take('{') {
 		return false
 	}
@@ -196,6 +200,10 @@ func (q *question) scan(body []byte) bool {
 			q.within, within = string(text), true
 		case string(name) == "scopes" && !scopes:
 			if scopes = true; !c.texts(&q.scopes) {
+				return false
+			}
+		case string(name) == "durable" && !durable:
+			if durable = true; !c.flag(&q.durable) {
 				return false
 			}
 		default:
@@ -273,6 +281,18 @@ func (c *scanner) texts(into *[]string) bool {
 		}
 		return c.take(']')
 	}
+}
+
+func (c *scanner) flag(into *bool) bool {
+	c.space()
+	for _, word := range [...]string{"true", "false"} {
+		if rest := c.body[c.at:]; len(rest) >= len(word) && string(rest[:len(word)]) == word {
+			c.at += len(word)
+			*into = word == "true"
+			return true
+		}
+	}
+	return false
 }
 
 // scopeText copies a scope, but for those that everybody asks for.

@@ -24,12 +24,14 @@ const (
 	HeaderKey = "X-API-Key"
 
 	stopWithin = 2 * time.Second
+	// mostWaiting bounds the questions whose answer waits for the log.
+	mostWaiting = 4096
 )
 
 // Verifier answers a question: with a verdict and the status 200, or with problem
-// details and theirs.
+// details and theirs. When the answer has to wait, later is not nil and gives it.
 type Verifier interface {
-	VerifyMessage(question []byte, key string) (status int, answer []byte)
+	VerifyMessage(question []byte, key string) (status int, answer []byte, later func() (status int, answer []byte))
 }
 
 // Options are what a Service needs.
@@ -44,6 +46,7 @@ type Options struct {
 type Service struct {
 	options Options
 	ready   chan struct{}
+	waiting chan struct{} // holds a token for each question that waits
 }
 
 // New makes a service that answers nothing yet.
@@ -51,7 +54,7 @@ func New(options Options) *Service {
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Service{options, make(chan struct{})}
+	return &Service{options, make(chan struct{}), make(chan struct{}, mostWaiting)}
 }
 
 // Ready is closed once questions are answered.
@@ -82,6 +85,7 @@ func (s *Service) Run(ctx context.Context) error {
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
 	err = service.Stop()
+	s.finish(stopping)
 	if err == nil {
 		err = s.options.Conn.FlushWithContext(stopping)
 	}
@@ -92,13 +96,48 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 func (s *Service) answer(request micro.Request) {
-	status, answer := s.options.Verifier.VerifyMessage(request.Data(), request.Headers().Get(HeaderKey))
+	status, answer, later := s.options.Verifier.VerifyMessage(request.Data(), request.Headers().Get(HeaderKey))
+	if later != nil {
+		s.answerLater(request.Reply(), later)
+		return
+	}
 	var err error
 	if status == nethttp.StatusOK {
 		err = request.Respond(answer)
 	} else {
 		err = request.Error(strconv.Itoa(status), nethttp.StatusText(status), answer)
 	}
+	s.sent(err)
+}
+
+// answerLater leaves the way free for the next question, so that those that wait for the log
+// wait together. The service's own statistics count only that it was asked: a micro.Request
+// may not be answered after its handler has returned.
+func (s *Service) answerLater(reply string, later func() (status int, answer []byte)) {
+	s.waiting <- struct{}{} // when very many wait, NATS keeps the next ones
+	go func() {
+		defer func() { <-s.waiting }()
+		status, answer := later()
+		message := &nats.Msg{Subject: reply, Data: answer}
+		if status != nethttp.StatusOK {
+			message.Header = nats.Header{micro.ErrorHeader: {nethttp.StatusText(status)}, micro.ErrorCodeHeader: {strconv.Itoa(status)}}
+		}
+		s.sent(s.options.Conn.PublishMsg(message))
+	}()
+}
+
+// finish waits for those that wait.
+func (s *Service) finish(ctx context.Context) {
+	for range mostWaiting {
+		select {
+		case s.waiting <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Service) sent(err error) {
 	if err != nil {
 		s.options.Logger.Warn("a verdict could not be sent over NATS", "error", err)
 	}

@@ -28,13 +28,20 @@ type answers struct {
 	question string
 	key      string
 	asked    int
+	later    chan struct{} // not nil: answers wait until it is closed
 }
 
-func (a *answers) VerifyMessage(question []byte, key string) (int, []byte) {
+func (a *answers) VerifyMessage(question []byte, key string) (int, []byte, func() (int, []byte)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.question, a.key, a.asked = string(question), key, a.asked+1
-	return a.status, []byte(a.answer)
+	if a.later != nil {
+		return 0, nil, func() (int, []byte) {
+			<-a.later
+			return a.status, []byte(a.answer)
+		}
+	}
+	return a.status, []byte(a.answer), nil
 }
 
 func (a *answers) count() int {
@@ -106,6 +113,46 @@ func TestWhatIsOutOfReachIsAnErrorOfTheServiceAndNeverAVerdict(t *testing.T) {
 	reply := ask(t, n.Conn, &nats.Msg{Subject: natsapi.Subject, Data: []byte(`{"key":"k"}`)})
 	if reply.Header.Get(micro.ErrorCodeHeader) != "503" || reply.Header.Get(micro.ErrorHeader) != "Service Unavailable" || string(reply.Data) != problem {
 		t.Errorf("got %s with %v", reply.Data, reply.Header)
+	}
+}
+
+func TestAnswersThatWaitForTheLogWaitTogetherAndAreGivenBeforeTheServiceEnds(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{200, 503} {
+		n := testkit.NATS(t)
+		a := &answers{status: status, answer: verdict, later: make(chan struct{})}
+		stop := serve(t, n.Conn, a)
+		inbox, err := n.Conn.SubscribeSync(nats.NewInbox())
+		if err != nil {
+			t.Fatal(err)
+		}
+		const questions = 20
+		for range questions {
+			if err := n.Conn.PublishRequest(natsapi.Subject, inbox.Subject, []byte(`{"key":"k","durable":true}`)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		poll := time.NewTicker(time.Millisecond)
+		for a.count() < questions { // each was asked while none was answered
+			<-poll.C
+		}
+		poll.Stop()
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			stop()
+		}()
+		close(a.later)
+		for range questions {
+			reply, err := inbox.NextMsgWithContext(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if code := reply.Header.Get(micro.ErrorCodeHeader); string(reply.Data) != verdict || (code == "503") != (status == 503) {
+				t.Errorf("got %s with %v", reply.Data, reply.Header)
+			}
+		}
+		<-stopped
 	}
 }
 

@@ -49,6 +49,7 @@ type node struct {
 	usage     *projections.Follower
 	list      *keylist.List
 	index     *index.Index
+	uses      *verification.Accountant
 	relays    []*publisher.Relay
 	server    *keyhttp.Server
 	endpoints datadir.Endpoints
@@ -234,14 +235,15 @@ func (n *node) startRelays(context.Context) error {
 func (n *node) startIndex(context.Context) error {
 	n.index = index.New(index.Options{Logger: n.logger, TuneCollector: true})
 	projection := verification.New(n.index, verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry})
-	accountant, err := verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
+	var err error
+	n.uses, err = verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
 		Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
 	}
 	n.parts.Go("verification index", projection.Run)
-	n.parts.Go("accounting of uses", accountant.Run)
+	n.parts.Go("accounting of uses", n.uses.Run)
 	return nil
 }
 
@@ -256,7 +258,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	n.server, err = keyhttp.New(keyhttp.Options{
 		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(), Usage: usage.NewCounts(n.pool, n.store, n.usage),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
-		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired,
+		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired, Durable: n.uses, Exact: n.config.Usage == config.UsageExact, UnknownKeys: n.config.UnknownKeys,
 		Tokens: keyhttp.TokenOptions{
 			Secret: jwtSecret, JWKSURL: n.config.JWKSURL, Issuer: n.config.JWTIssuer, Audience: n.config.JWTAudience, Roles: n.config.JWTRoles,
 		},

@@ -63,6 +63,12 @@ type Config struct {
 	// Whether those who verify keys need a key of their own: none, or required
 	// (with the scope verify).
 	VerifyAuth VerifyAuth `env:"KEYLEDGER_VERIFY_AUTH" envDefault:"none"`
+	// When a use of a key is written to the log: accounted (added up for a moment, so that a
+	// crash loses at most that) or exact (before the answer, which waits for the commit).
+	Usage UsageMode `env:"KEYLEDGER_USAGE" envDefault:"accounted"`
+	// How many answers about unknown keys an address gets in a minute, with any
+	// credential or none; known keys are never slowed.
+	UnknownKeys uint32 `env:"KEYLEDGER_UNKNOWN_KEYS" envDefault:"1000"`
 	// How long uses of keys are added up before they are written to the log.
 	FlushInterval time.Duration `env:"KEYLEDGER_FLUSH_INTERVAL" envDefault:"1s"`
 

@@ -117,6 +117,8 @@ func (c Config) check() error {
 		return errors.New("--stream-replicas (KEYLEDGER_STREAM_REPLICAS) must be 1 to 5")
 	case c.FlushInterval <= 0:
 		return errors.New("--flush-interval (KEYLEDGER_FLUSH_INTERVAL) must be more than 0")
+	case c.UnknownKeys == 0:
+		return errors.New("--unknown-keys (KEYLEDGER_UNKNOWN_KEYS) must be more than 0")
 	case c.DefaultRateLimit == 0 || c.DefaultRateLimit > domain.MostRateLimit:
 		return fmt.Errorf("--default-rate-limit (KEYLEDGER_DEFAULT_RATE_LIMIT) must be 1 to %d", domain.MostRateLimit)
 	case c.Bootstrap == domain.SystemOrganization:

@@ -124,6 +124,18 @@ func (v *VerifyAuth) UnmarshalText(text []byte) error {
 	return oneOf(v, text, VerifyAuthNone, VerifyAuthRequired)
 }
 
+// UsageMode says when a use is written to the log.
+type UsageMode string
+
+const (
+	UsageAccounted UsageMode = "accounted"
+	UsageExact     UsageMode = "exact"
+)
+
+func (m *UsageMode) UnmarshalText(text []byte) error {
+	return oneOf(m, text, UsageAccounted, UsageExact)
+}
+
 func oneOf[T ~string](target *T, text []byte, known ...T) error {
 	names := make([]string, len(known))
 	for i, k := range known {

@@ -25,17 +25,6 @@ type Ledger interface {
 	AppendUsage(context.Context, eventstore.UsageFlush) (domain.Receipt, error)
 }
 
-// Mode says when a use is recorded.
-type Mode string
-
-const (
-	// Accounted adds uses up in memory and records them once a window. A crash
-	// loses at most what was used in the last one.
-	Accounted Mode = "accounted"
-	// Exact records every use before the answer: VerifyDurable.
-	Exact Mode = "exact"
-)
-
 // AccountantOptions are the choices of an accountant. All have a default.
 type AccountantOptions struct {
 	Boot          domain.ID     // names this run of this node; drawn when zero
@@ -66,6 +55,7 @@ type Accountant struct {
 	done    uint64        // the last pass before which everything is recorded
 	passed  chan struct{} // closed when done has changed
 	durable []index.Place // that wait to be recorded
+	many    bool          // there are more of them
 	hurry   chan struct{} // holds a token when there are any
 	metrics *accountMetrics
 }
@@ -78,6 +68,10 @@ const (
 	mostFlush      = 256
 	mostCollected  = 1 << 18
 	windowPerFlush = 5 // a flush may take a fifth of the time
+	// mostDurable bounds what is remembered of uses that somebody waits for, or did until
+	// they gave up. Beyond it, a pass looks everywhere instead.
+	mostDurable = 1 << 16
+	retryAfter  = 100 * time.Millisecond
 )
 
 // NewAccountant makes an accountant of an index. An index has one.
@@ -129,6 +123,8 @@ func (a *Accountant) Window() time.Duration { return time.Duration(a.window.Load
 func (a *Accountant) Run(ctx context.Context) error {
 	timer := time.NewTimer(a.Window())
 	defer timer.Stop()
+	hurry := a.hurry
+	failing := false
 	for {
 		full := true
 		select {
@@ -140,20 +136,30 @@ func (a *Accountant) Run(ctx context.Context) error {
 			}
 			return nil
 		case <-timer.C:
-		case <-a.hurry:
+			hurry = a.hurry
+		case <-hurry:
 			full = false
 		}
 		began := a.o.Clock()
 		err := a.pass(ctx, full)
 		switch {
 		case ctx.Err() != nil:
+			continue
 		case err != nil:
-			a.o.Logger.Warn("uses cannot be recorded now and are kept", "error", err)
-			timer.Reset(a.o.Window)
+			if !failing {
+				a.o.Logger.Warn("uses cannot be recorded now and are kept", "error", err)
+			}
+			// Who waits is served by the next attempt, and must not make one each.
+			hurry = nil
+			timer.Reset(min(a.o.Window, retryAfter))
 		case full:
 			a.adapt(a.o.Clock().Sub(began))
 			timer.Reset(a.Window())
 		}
+		if failing && err == nil {
+			a.o.Logger.Info("uses are recorded again")
+		}
+		failing = err != nil
 	}
 }
 
@@ -176,10 +182,41 @@ func (a *Accountant) VerifyDurable(ctx context.Context, v domain.Verification) (
 	if err != nil || verdict.Outcome == domain.OutcomeNotFound {
 		return verdict, err
 	}
+	if err := a.await(ctx, where); err != nil {
+		return domain.Verdict{}, err
+	}
+	return verdict, nil
+}
+
+// VerifyAllDurable is VerifyDurable for many keys, and waits once for all. It gives the verdicts
+// in the order of the questions.
+func (a *Accountant) VerifyAllDurable(ctx context.Context, questions []domain.Verification) ([]domain.Verdict, error) {
+	verdicts := make([]domain.Verdict, len(questions))
+	places := make([]index.Place, 0, len(questions))
+	for i := range questions {
+		where, err := a.index.VerifyAt(&questions[i], &verdicts[i])
+		if err != nil {
+			return nil, err
+		}
+		if verdicts[i].Outcome != domain.OutcomeNotFound {
+			places = append(places, where)
+		}
+	}
+	if len(places) == 0 {
+		return verdicts, nil
+	}
+	if err := a.await(ctx, places...); err != nil {
+		return nil, err
+	}
+	return verdicts, nil
+}
+
+// await returns when what was counted in these places is recorded.
+func (a *Accountant) await(ctx context.Context, places ...index.Place) error {
 	a.mu.Lock()
 	// A pass that has begun may have looked there already. The next one has not.
 	ticket := a.begun + 1
-	a.durable = append(a.durable, where)
+	a.remember(places)
 	a.mu.Unlock()
 	a.hurryUp()
 	for {
@@ -187,13 +224,23 @@ func (a *Accountant) VerifyDurable(ctx context.Context, v domain.Verification) (
 		done, passed := a.done, a.passed
 		a.mu.Unlock()
 		if done >= ticket {
-			return verdict, nil
+			return nil
 		}
 		select {
 		case <-passed:
 		case <-ctx.Done():
-			return domain.Verdict{}, domain.Unavailable(fmt.Errorf("record a use: %w", ctx.Err()))
+			return domain.Unavailable(fmt.Errorf("record a use: %w", ctx.Err()))
 		}
+	}
+}
+
+// remember keeps places for the next pass. The caller holds mu.
+func (a *Accountant) remember(places []index.Place) {
+	if len(a.durable)+len(places) > mostDurable {
+		a.durable, a.many = nil, true
+	}
+	if !a.many {
+		a.durable = append(a.durable, places...)
 	}
 }
 
@@ -222,7 +269,8 @@ func (a *Accountant) pass(ctx context.Context, full bool) error {
 	a.mu.Lock()
 	a.begun++
 	number, durable := a.begun, a.durable
-	a.durable = nil
+	full = full || a.many
+	a.durable, a.many = nil, false
 	a.mu.Unlock()
 
 	// What an earlier pass left goes first.
@@ -236,7 +284,8 @@ func (a *Accountant) pass(ctx context.Context, full bool) error {
 		// What they wait for is kept as well: the next pass answers them.
 		a.metrics.failures.Add(1)
 		a.mu.Lock()
-		a.durable = append(durable, a.durable...)
+		a.many = a.many || full
+		a.remember(durable)
 		a.mu.Unlock()
 		return err
 	}
