@@ -18,6 +18,7 @@ const (
 	headerReplayed       = "Idempotent-Replayed"
 	headerPosition       = "X-Keyledger-Position"
 	headerMinPosition    = "X-Keyledger-Min-Position"
+	headerEpoch          = "X-Keyledger-Epoch"
 
 	mostIdempotencyKey = 255
 	mostPage           = 1000

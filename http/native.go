@@ -79,6 +79,7 @@ func (s *Server) awaitMinimum(r *request) (domain.Position, error) {
 		return 0, domain.Invalid(headerMinPosition, "must be a position token as a write returned it")
 	case token.Epoch != s.options.Epoch:
 		// Waiting would never end: the position was of a history that was given up.
+		r.set(headerEpoch, strconv.FormatUint(uint64(s.options.Epoch), 10))
 		return 0, &domain.Error{
 			Code: domain.CodeStale, Field: headerMinPosition,
 			Message: "is of another epoch of the ledger, which was restored since: forget it, read anew and use the positions of new writes",
