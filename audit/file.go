@@ -33,9 +33,7 @@ type exportHeader struct {
 	Filtered bool            `json:"filtered"` // some events are left out
 	Lanes    []exportRange   `json:"lanes"`
 	DataKeys []exportDataKey `json:"dataKeys,omitempty"` // still wrapped by the master key
-	// Erased are the organizations whose sealed sections nobody can open any more.
-	Erased []domain.OrganizationID `json:"erased,omitempty"`
-	Epochs []exportEpoch           `json:"epochs"`
+	Epochs   []exportEpoch   `json:"epochs"`
 }
 
 // exportRange is the part of a lane that the file holds.

@@ -173,7 +173,7 @@ func Sentence(e eventstore.Event) string {
 	case domain.KeyUsed:
 		var accepted, refused uint64
 		for _, use := range event.Uses {
-			if use.Outcome.Accepted() {
+			if use.Outcome == domain.OutcomeValid {
 				accepted += use.Count
 			} else {
 				refused += use.Count

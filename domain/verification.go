@@ -12,6 +12,9 @@ type Verification struct {
 	// that asks about another one, whose limit alone a verification counts against,
 	// and for authorising the same request a second time.
 	Free bool
+	// Silent looks again at a key that was admitted before, while what it was admitted
+	// for goes on: it is no use, costs nothing and is recorded nowhere.
+	Silent bool
 }
 
 // Verdict is the answer to a Verification. Only Outcome and Position are set
@@ -25,13 +28,7 @@ type Verdict struct {
 	ExpiresAt    time.Time
 	Version      uint64   // of the key's stream: what a command authorised by this key guards
 	Position     Position // of the lifecycle lane at which this was decided
-	// Age bounds how old that is: all that was committed so long ago is taken into
-	// account. 0 where the verifier holds no leases.
-	Age time.Duration
-	// Stale says that Age is beyond the lease, and that the verifier was told to go on: what was
-	// revoked meanwhile may be accepted.
-	Stale bool
-	Limit Limit
+	Limit        Limit
 }
 
 // Limit is where a key stands against its limit. The zero Limit is none.

@@ -112,6 +112,12 @@ func (t *tail) wait(ctx context.Context, position domain.Position) error {
 	}
 }
 
+func (t *tail) reached() domain.Position {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.head
+}
+
 func size(r *Recorded) int {
 	return 256 + len(r.Data) + len(r.Metadata) + len(r.Sealed)
 }

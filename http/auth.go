@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"strings"
 
 	"github.com/gofiber/fiber/v2"
@@ -111,6 +112,23 @@ func (s *Server) admit(r *request, need domain.Scope, again bool) (principal, er
 	}, nil
 }
 
+// admitSystem lets a key of the service itself in that has a scope, and gives what
+// it was presented as.
+func (s *Server) admitSystem(r *request, need domain.Scope) (credential, error) {
+	c, err := r.credential()
+	if err != nil {
+		return c, err
+	}
+	if c.token != "" {
+		return c, domain.Errorf(domain.CodeForbidden, "An API key with the scope %s is needed here", need)
+	}
+	verdict, err := s.authenticate(r, domain.Verification{Digest: c.digest, Required: domain.Scopes{need}, Now: s.clock()})
+	if err == nil && verdict.Organization != domain.SystemOrganization {
+		return c, domain.Errorf(domain.CodeForbidden, "A key of the service itself is needed here")
+	}
+	return c, err
+}
+
 // authenticate asks the index about the key that a request presents as its own.
 func (s *Server) authenticate(r *request, v domain.Verification) (domain.Verdict, error) {
 	return s.authenticateDurably(r, v, false)
@@ -142,8 +160,7 @@ func (s *Server) authenticateDurably(r *request, v domain.Verification, durable 
 	}
 }
 
-// admitUser admits a member of the organization with a token. A member may do
-// everything there, unless the deployment asks for roles.
+// admitUser admits a member of the organization with a token.
 func (s *Server) admitUser(r *request, text string) (principal, error) {
 	token, err := s.tokens.verify(r.ctx, text)
 	if err != nil {
@@ -154,6 +171,24 @@ func (s *Server) admitUser(r *request, text string) (principal, error) {
 	if err != nil {
 		return principal{}, err
 	}
+	p, err := s.memberBy(r.ctx, token, organization)
+	if err == nil {
+		r.organization = organization
+	}
+	return p, err
+}
+
+// member says what a token may do in an organization now.
+func (s *Server) member(ctx context.Context, text string, organization domain.OrganizationID) (principal, error) {
+	token, err := s.tokens.verify(ctx, text)
+	if err != nil {
+		return principal{}, err
+	}
+	return s.memberBy(ctx, token, organization)
+}
+
+// memberBy lets a member do everything there, unless the deployment asks for roles.
+func (s *Server) memberBy(ctx context.Context, token token, organization domain.OrganizationID) (principal, error) {
 	p := principal{
 		actor:        domain.Actor{Kind: domain.ActorUser, User: token.user},
 		organization: organization,
@@ -161,7 +196,7 @@ func (s *Server) admitUser(r *request, text string) (principal, error) {
 	}
 	role, member := token.roles[organization]
 	if token.roles == nil { // it carries no organizations: the ledger knows
-		members, version, err := s.ledger.Organization(r.ctx, organization)
+		members, version, err := s.ledger.Organization(ctx, organization)
 		if err != nil {
 			return principal{}, err
 		}
@@ -175,7 +210,6 @@ func (s *Server) admitUser(r *request, text string) (principal, error) {
 	case !s.tokens.acceptsRole(role):
 		return principal{}, domain.Errorf(domain.CodeForbidden, "Your role in this organization does not allow this")
 	}
-	r.organization = organization
 	return p, nil
 }
 

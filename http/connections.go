@@ -37,6 +37,7 @@ type timeouts struct {
 	request time.Duration // for a request to arrive whole, from its first byte
 	answer  time.Duration // for its answer to be taken, from the same moment
 	idle    time.Duration // for the next request to begin
+	stall   time.Duration // for a part of a stream to be taken
 }
 
 const (
@@ -49,7 +50,7 @@ const (
 
 func newConnections() *connections {
 	return &connections{
-		timeouts: timeouts{request: 10 * time.Second, answer: requestTimeout + 30*time.Second, idle: 2 * time.Minute},
+		timeouts: timeouts{request: 10 * time.Second, answer: requestTimeout + 30*time.Second, idle: 2 * time.Minute, stall: streamStall},
 		started:  time.Now(), done: make(chan struct{}), open: map[*connection]struct{}{},
 	}
 }

@@ -59,3 +59,8 @@ func TraceID(parent string) string { return traceID(parent) }
 func SetTimeouts(s *Server, request, idle time.Duration) {
 	s.connections.request, s.connections.idle = request, idle
 }
+
+// SetStreams makes a server impatient with its streams.
+func SetStreams(s *Server, heartbeat, judgeAgain, stall time.Duration) {
+	s.streams.heartbeat, s.streams.judgeAgain, s.connections.stall = heartbeat, judgeAgain, stall
+}

@@ -119,7 +119,7 @@ func (s *Server) bundle(r *request, encode func(body, entry []byte) ([]byte, err
 	if err != nil {
 		return err
 	}
-	if err := s.admitAuditor(r); err != nil {
+	if _, err := s.admitSystem(r, domain.ScopeSystemAudit); err != nil {
 		return err
 	}
 	number, width, ok := parseTile(r.param("*"))
@@ -139,22 +139,6 @@ func (s *Server) bundle(r *request, encode func(body, entry []byte) ([]byte, err
 	r.set(fiber.HeaderCacheControl, "private, max-age=31536000, immutable")
 	r.answer(fiber.StatusOK, octetStream, body)
 	return nil
-}
-
-// admitAuditor lets a key with the scope system:audit in.
-func (s *Server) admitAuditor(r *request) error {
-	c, err := r.credential()
-	if err != nil {
-		return err
-	}
-	if c.token != "" {
-		return domain.Errorf(domain.CodeForbidden, "An API key with the scope %s is needed here", domain.ScopeSystemAudit)
-	}
-	verdict, err := s.authenticate(r, domain.Verification{Digest: c.digest, Required: domain.Scopes{domain.ScopeSystemAudit}, Now: s.clock()})
-	if err == nil && verdict.Organization != domain.SystemOrganization {
-		return domain.Errorf(domain.CodeForbidden, "A key of the service itself is needed here")
-	}
-	return err
 }
 
 func (s *Server) logInclusion(r *request) error {

@@ -58,6 +58,8 @@ type Options struct {
 	Log TransparencyLog
 	// Audit tells what happened. nil: there is no audit log, and lists show the present alone.
 	Audit AuditLog
+	// Events is the log for those who read along. nil: there is no feed.
+	Events EventFeed
 
 	// Epoch is the epoch of the ledger's history. Positions of another one mean
 	// nothing here and are refused.
@@ -129,6 +131,7 @@ type Server struct {
 	requests    sync.Pool // of *request
 	fiber       *fiber.App
 	connections *connections
+	streams     *streams
 	draining    atomic.Bool
 	base        context.Context // every request's context descends from it
 	cancel      context.CancelFunc
@@ -178,6 +181,10 @@ func New(options Options) (*Server, error) {
 		s.tracer = options.TracerProvider.Tracer("keyledger/http")
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
+	s.streams = newStreams(s.base)
+	if err := s.streams.register(options.Registerer); err != nil {
+		return nil, fmt.Errorf("register the server's metrics: %w", err)
+	}
 	s.fiber = fiber.New(fiber.Config{
 		DisableStartupMessage:        true,
 		CaseSensitive:                true,
@@ -186,7 +193,7 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes())
+	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes(), s.eventRoutes())
 	s.mount(routes)
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()
@@ -377,8 +384,8 @@ func (s *Server) Serve(ln net.Listener) error {
 	return nil
 }
 
-// Shutdown turns readiness off, accepts nothing new, and lets the requests that
-// are under way finish. When ctx ends first, it cuts off what is left.
+// Shutdown turns readiness off, accepts nothing new, ends the streams, and lets the
+// requests that are under way finish. When ctx ends first, it cuts off what is left.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if again := s.draining.Swap(true); !again && s.options.DrainDelay > 0 {
 		select {
@@ -386,6 +393,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	s.streams.cancel()
 	s.connections.stop()
 	err := s.fiber.ShutdownWithContext(ctx)
 	s.cancel()

@@ -74,7 +74,8 @@ func filled(tb testing.TB, keys [][]byte) *Index {
 // empty is an index that has loaded an empty list.
 func empty(o Options) *Index {
 	x := New(o)
-	x.Replace(Begin(History{}, 0, 0), 0, 0)
+	x.contents.Store(newContents())
+	x.reached()
 	return x
 }
 

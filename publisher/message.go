@@ -16,33 +16,16 @@ import (
 // recorded event, so that any node publishes the same bytes; what is sealed
 // and what only auditors need stay in the log.
 func Message(r eventstore.Recorded) (*nats.Msg, error) {
-	name, err := nameOf(r.Type)
+	name, about, err := address(r)
 	if err != nil {
 		return nil, fmt.Errorf("publish %s %d: %w", r.Lane, r.Position, err)
 	}
-	if name.lane != r.Lane {
-		return nil, fmt.Errorf("publish %s %d: a %s does not belong to this lane", r.Lane, r.Position, r.Type)
-	}
-	// A space or a dot in a subject would change who gets the message.
-	organization, err := domain.ParseOrganizationID(string(r.Organization))
-	if err != nil {
-		return nil, fmt.Errorf("publish %s %d: the organization's id is no subject token: %w", r.Lane, r.Position, err)
-	}
-	var subject, about string
+	subject := lifecycleSubjects + string(r.Organization) + "." + about + "." + name.suffix
 	switch {
-	case name.ofKey:
-		key, ok := r.Stream.Key()
-		if !ok {
-			return nil, fmt.Errorf("publish %s %d: a %s stands in the stream of no key", r.Lane, r.Position, r.Type)
-		}
-		about = key.String()
-		subject = lifecycleSubjects + string(organization) + "." + about + "." + name.suffix
 	case name.lane == domain.Usage:
-		about = string(organization)
-		subject = usageSubjects + about + "." + name.suffix
-	default:
-		about = string(organization)
-		subject = lifecycleSubjects + about + ".-." + name.suffix
+		subject = usageSubjects + string(r.Organization) + "." + name.suffix
+	case !name.ofKey:
+		subject = lifecycleSubjects + string(r.Organization) + ".-." + name.suffix
 	}
 	ledger := r.Ledger.UUID()
 	return &nats.Msg{Subject: subject, Data: r.Data, Header: nats.Header{
@@ -57,10 +40,33 @@ func Message(r eventstore.Recorded) (*nats.Msg, error) {
 		HeaderEpoch:           {strconv.FormatUint(uint64(r.Epoch), 10)},
 		HeaderLane:            {string(r.Lane)},
 		HeaderPosition:        {strconv.FormatUint(uint64(r.Position), 10)},
-		HeaderOrganization:    {string(organization)},
+		HeaderOrganization:    {string(r.Organization)},
 		HeaderStreamVersion:   {strconv.FormatUint(r.Version, 10)},
 		HeaderSchema:          {strconv.FormatUint(uint64(r.Schema), 10)},
 	}}, nil
+}
+
+// address says how an event is called outside, and whom it is about: a key, or
+// the organization where it is about no single one.
+func address(r eventstore.Recorded) (name named, about string, err error) {
+	if name, err = nameOf(r.Type); err != nil {
+		return name, "", err
+	}
+	if name.lane != r.Lane {
+		return name, "", fmt.Errorf("a %s does not belong to this lane", r.Type)
+	}
+	// A space or a dot in a subject would change who gets the message.
+	if _, err := domain.ParseOrganizationID(string(r.Organization)); err != nil {
+		return name, "", fmt.Errorf("the organization's id is no subject token: %w", err)
+	}
+	if !name.ofKey {
+		return name, string(r.Organization), nil
+	}
+	key, ok := r.Stream.Key()
+	if !ok {
+		return name, "", fmt.Errorf("a %s stands in the stream of no key", r.Type)
+	}
+	return name, key.String(), nil
 }
 
 // differs says in which respect a message in the stream is not the event that

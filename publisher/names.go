@@ -81,6 +81,11 @@ type named struct {
 	typ    string // ce-type
 }
 
+// loggedTypes are all types that nameOf knows.
+func loggedTypes() []string {
+	return []string{"KeyCreated", "KeyRevoked", "RevocationFenced", "KeyUsed", "MemberAdded", "MemberRemoved", "OrganizationErased"}
+}
+
 // nameOf refuses what it does not know: during an upgrade an older node may see
 // an event of a newer one, and must leave it to those who know its name.
 func nameOf(eventType string) (named, error) {

@@ -51,6 +51,7 @@ type node struct {
 	index     *index.Index
 	uses      *verification.Accountant
 	relays    []*publisher.Relay
+	feed      *publisher.Feed
 	server    *keyhttp.Server
 	endpoints datadir.Endpoints
 }
@@ -78,6 +79,7 @@ func (n *node) start(ctx context.Context) error {
 		n.startTrees,
 		n.firstKey,
 		n.startRelays,
+		n.startFeed,
 		n.startIndex,
 		func(ctx context.Context) error { return n.startHTTP(ctx, masterKey, jwtSecret) },
 		n.awaitReady,
@@ -231,6 +233,13 @@ func (n *node) startRelays(context.Context) error {
 	return nil
 }
 
+// startFeed tells those who read along over HTTP what is new.
+func (n *node) startFeed(context.Context) error {
+	n.feed = publisher.NewFeed(n.store, n.logger)
+	n.parts.Go("feed of events", n.feed.Run)
+	return nil
+}
+
 // startIndex loads the verification index, and accounts the uses that it sees.
 func (n *node) startIndex(context.Context) error {
 	n.index = index.New(index.Options{Logger: n.logger, TuneCollector: true})
@@ -256,7 +265,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	}
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
-		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(), Usage: usage.NewCounts(n.pool, n.store, n.usage),
+		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(), Events: feed{n.feed}, Usage: usage.NewCounts(n.pool, n.store, n.usage),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired, Durable: n.uses, Exact: n.config.Usage == config.UsageExact, UnknownKeys: n.config.UnknownKeys,
 		Tokens: keyhttp.TokenOptions{
