@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"time"
 
@@ -101,8 +102,35 @@ func VerifyDatabase(ctx context.Context, pool *pgxpool.Pool, o Options) (*Report
 			return nil, fmt.Errorf("verify %s: %w", lane, err)
 		}
 	}
+	if err := s.verifyErased(ctx, chains[domain.Lifecycle]); err != nil {
+		return nil, err
+	}
 	report.finish(started)
 	return report, nil
+}
+
+// verifyErased holds the database's list of erased organizations against the log's.
+func (s *snapshot) verifyErased(ctx context.Context, c *chain) error {
+	all, err := s.erased(ctx)
+	if err != nil {
+		return err
+	}
+	listed := map[uint64]bool{}
+	for _, e := range all {
+		listed[e.position] = true
+		switch at := c.erased[maphash.String(organizations, string(e.organization))]; {
+		case at != e.position:
+			c.fault(e.position, "the organization %s is listed as erased at this position, and the log does not say so", e.organization)
+		case e.keys > 0:
+			c.fault(e.position, "the organization %s was erased, and has %d data keys", e.organization, e.keys)
+		}
+	}
+	for _, at := range c.erased {
+		if !listed[at] {
+			c.fault(at, "the organization of the event was erased, and is not listed as erased")
+		}
+	}
+	return nil
 }
 
 // verify checks one lane of a snapshot.

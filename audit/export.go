@@ -239,10 +239,42 @@ func exportHead(ctx context.Context, pool *pgxpool.Pool, log *Log, o ExportOptio
 		}
 		h.Lanes = append(h.Lanes, exportRange{Lane: part.Lane, From: part.From, To: part.To, Edge: edge})
 	}
-	if h.Epochs, err = s.epochs(ctx); err == nil && o.DataKeys {
+	if h.Epochs, err = s.epochs(ctx); err != nil {
+		return h, err
+	}
+	erased, err := s.erased(ctx)
+	for _, e := range erased {
+		h.Erased = append(h.Erased, e.organization)
+	}
+	if err == nil && o.DataKeys {
 		h.DataKeys, err = s.dataKeys(ctx)
 	}
 	return h, err
+}
+
+// erasure is what the database says of an organization that was erased.
+type erasure struct {
+	organization domain.OrganizationID
+	position     uint64
+	keys         int64 // data keys that there should not be
+}
+
+func (s *snapshot) erased(ctx context.Context) ([]erasure, error) {
+	rows, err := s.tx.Query(ctx, `SELECT e.organization, e.position, (SELECT count(*) FROM data_keys k WHERE k.organization = e.organization)
+		FROM erased_organizations e ORDER BY e.position`)
+	if err != nil {
+		return nil, eventstore.Wrap(err, "read what was erased")
+	}
+	defer rows.Close()
+	var all []erasure
+	for rows.Next() {
+		var e erasure
+		if err := rows.Scan((*string)(&e.organization), &e.position, &e.keys); err != nil {
+			return nil, eventstore.Wrap(err, "read what was erased")
+		}
+		all = append(all, e)
+	}
+	return all, eventstore.Wrap(rows.Err(), "read what was erased")
 }
 
 func (s *snapshot) epochs(ctx context.Context) ([]exportEpoch, error) {

@@ -33,7 +33,9 @@ type exportHeader struct {
 	Filtered bool            `json:"filtered"` // some events are left out
 	Lanes    []exportRange   `json:"lanes"`
 	DataKeys []exportDataKey `json:"dataKeys,omitempty"` // still wrapped by the master key
-	Epochs   []exportEpoch   `json:"epochs"`
+	// Erased are the organizations whose sealed sections nobody can open any more.
+	Erased []domain.OrganizationID `json:"erased,omitempty"`
+	Epochs []exportEpoch           `json:"epochs"`
 }
 
 // exportRange is the part of a lane that the file holds.

@@ -119,6 +119,10 @@ func (e *exported) identify(ctx context.Context, tx pgx.Tx, ledger domain.ID, la
 	for _, k := range e.header.DataKeys {
 		batch.Queue(`INSERT INTO data_keys (organization, number, wrapped, created_at) VALUES ($1, $2, $3, $4)`, string(k.Organization), k.Number, k.Wrapped, k.CreatedAt)
 	}
+	// Last, what the log says of erasures: a data key of before an erasure does not come along.
+	batch.Queue(`INSERT INTO erased_organizations (organization, position, erased_at)
+		SELECT organization, position, recorded_at FROM events WHERE lane = 'lifecycle' AND type = 'OrganizationErased' ORDER BY position`)
+	batch.Queue(`DELETE FROM data_keys k USING erased_organizations e WHERE e.organization = k.organization`)
 	return eventstore.Wrap(tx.SendBatch(ctx, batch).Close(), "name the imported ledger")
 }
 

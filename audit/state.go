@@ -173,7 +173,7 @@ func Sentence(e eventstore.Event) string {
 	case domain.KeyUsed:
 		var accepted, refused uint64
 		for _, use := range event.Uses {
-			if use.Outcome == domain.OutcomeValid {
+			if use.Outcome.Accepted() {
 				accepted += use.Count
 			} else {
 				refused += use.Count

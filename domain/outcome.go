@@ -16,13 +16,16 @@ const (
 	OutcomeExpired
 	OutcomeInsufficientScope
 	OutcomeRateLimited
+	// OutcomeValidStale is how a use is recorded that a verifier accepted beyond its
+	// lease, since it was told to go on. No verdict has it: those are valid, and say Stale.
+	OutcomeValidStale
 	outcomes
 )
 
 // Outcomes is how many there are: the size of an array that is indexed by them.
 const Outcomes = int(outcomes)
 
-var outcomeTexts = [Outcomes]string{"VALID", "NOT_FOUND", "REVOKED", "DISABLED", "EXPIRED", "INSUFFICIENT_SCOPE", "RATE_LIMITED"}
+var outcomeTexts = [Outcomes]string{"VALID", "NOT_FOUND", "REVOKED", "DISABLED", "EXPIRED", "INSUFFICIENT_SCOPE", "RATE_LIMITED", "VALID_STALE"}
 
 func (o Outcome) String() string {
 	if int(o) < Outcomes {
@@ -40,6 +43,9 @@ func ParseOutcome(text string) (Outcome, error) {
 	}
 	return 0, Invalid("outcome", "is not a known outcome")
 }
+
+// Accepted says whether the key could be used.
+func (o Outcome) Accepted() bool { return o == OutcomeValid || o == OutcomeValidStale }
 
 // Judge gives the verdict on a use of a known key, but for its limit: a limit is
 // looked at last, since a refusal for any other reason costs none.

@@ -28,7 +28,13 @@ type Verdict struct {
 	ExpiresAt    time.Time
 	Version      uint64   // of the key's stream: what a command authorised by this key guards
 	Position     Position // of the lifecycle lane at which this was decided
-	Limit        Limit
+	// Age bounds how old that is: all that was committed so long ago is taken into
+	// account. 0 where the verifier holds no leases.
+	Age time.Duration
+	// Stale says that Age is beyond the lease, and that the verifier was told to go on: what was
+	// revoked meanwhile may be accepted.
+	Stale bool
+	Limit Limit
 }
 
 // Limit is where a key stands against its limit. The zero Limit is none.

@@ -149,18 +149,20 @@ func appendUsage(dst []byte, key domain.Key, p span, counts []domain.UsageCount)
 // outcome was that there was.
 func appendCounts(dst []byte, counts []domain.UsageCount) []byte {
 	var sums [domain.Outcomes]uint64
-	var refused uint64
+	var accepted, refused uint64
 	for _, c := range counts {
 		if int(c.Outcome) >= domain.Outcomes {
 			continue // of a newer version
 		}
 		sums[c.Outcome] += c.Count
-		if c.Outcome != domain.OutcomeValid {
+		if c.Outcome.Accepted() {
+			accepted += c.Count
+		} else {
 			refused += c.Count
 		}
 	}
 	dst = append(dst, `{"accepted":`...)
-	dst = strconv.AppendUint(dst, sums[domain.OutcomeValid], 10)
+	dst = strconv.AppendUint(dst, accepted, 10)
 	dst = append(dst, `,"refused":`...)
 	dst = strconv.AppendUint(dst, refused, 10)
 	dst = append(dst, `,"outcomes":{`...)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/gofiber/fiber/v2/utils"
@@ -319,8 +320,7 @@ func appendVerdict(dst []byte, v *domain.Verdict) []byte {
 	dst = append(dst, v.Outcome.String()...)
 	if v.Key.IsZero() {
 		dst = append(dst, `","keyId":null,"organizationId":null,"name":null,"scopes":null,"expiresAt":null,"rateLimit":null,"position":`...)
-		dst = strconv.AppendUint(dst, uint64(v.Position), 10)
-		return append(dst, '}')
+		return appendBasis(dst, v)
 	}
 	dst = append(dst, `","keyId":`...)
 	dst = appendKeyID(dst, v.Key)
@@ -343,6 +343,17 @@ func appendVerdict(dst []byte, v *domain.Verdict) []byte {
 		dst = strconv.AppendInt(dst, ceilUnix(v.Limit.Reset), 10)
 		dst = append(dst, `},"position":`...)
 	}
+	return appendBasis(dst, v)
+}
+
+// appendBasis appends what the verdict rests on, and ends it: the position, how old that is at
+// most, and whether it is older than a lease.
+func appendBasis(dst []byte, v *domain.Verdict) []byte {
 	dst = strconv.AppendUint(dst, uint64(v.Position), 10)
-	return append(dst, '}')
+	dst = append(dst, `,"ageMs":`...)
+	dst = strconv.AppendInt(dst, int64((v.Age+time.Millisecond-1)/time.Millisecond), 10)
+	if v.Stale {
+		return append(dst, `,"stale":true}`...)
+	}
+	return append(dst, `,"stale":false}`...)
 }

@@ -25,7 +25,7 @@ func badRequest(detail, code, field string) string {
 	return problem(400, "Bad Request", detail, code, field)
 }
 
-const unknownKey = `{"valid":false,"code":"NOT_FOUND","keyId":null,"organizationId":null,"name":null,"scopes":null,"expiresAt":null,"rateLimit":null,"position":%d}`
+const unknownKey = `{"valid":false,"code":"NOT_FOUND","keyId":null,"organizationId":null,"name":null,"scopes":null,"expiresAt":null,"rateLimit":null,"position":%d,"ageMs":0,"stale":false}`
 
 func TestEveryVerdict(t *testing.T) {
 	t.Parallel()
@@ -40,7 +40,7 @@ func TestEveryVerdict(t *testing.T) {
 	id := s.keyID(key).String()
 	says := func(code string, remaining int, position int) string {
 		return fmt.Sprintf(`{"valid":%t,"code":%q,"keyId":%q,"organizationId":"org_abc123","name":"The \"n\"","scopes":["read","agency:*"],`+
-			`"expiresAt":"2026-01-15T11:00:00Z","rateLimit":{"limit":2,"remaining":%d,"reset":1768471261},"position":%d}`, code == "VALID", code, id, remaining, position)
+			`"expiresAt":"2026-01-15T11:00:00Z","rateLimit":{"limit":2,"remaining":%d,"reset":1768471261},"position":%d,"ageMs":0,"stale":false}`, code == "VALID", code, id, remaining, position)
 	}
 	ask(key, ``).is(t, 200, says("VALID", 1, 1)).has(t, "Content-Type", "application/json").has(t, "Cache-Control", "no-store").has(t, "X-RateLimit-Limit", "")
 	ask(key, `,"scopes":["write"]`).is(t, 200, says("INSUFFICIENT_SCOPE", 1, 1))
@@ -61,7 +61,7 @@ func TestEveryVerdict(t *testing.T) {
 	ask("bsk_live_00000000000000000000000000000000", ``).is(t, 200, fmt.Sprintf(unknownKey, 3))
 
 	free := s.keyWith(domain.CreateKey{Organization: acme, Scopes: domain.Scopes{"read"}}).Reveal()
-	if a := ask(free, ``); !strings.Contains(a.body, `"expiresAt":null,"rateLimit":null,"position":4}`) {
+	if a := ask(free, ``); !strings.Contains(a.body, `"expiresAt":null,"rateLimit":null,"position":4,"ageMs":0,"stale":false}`) {
 		t.Errorf("got %s", a.body)
 	}
 }

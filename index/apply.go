@@ -68,16 +68,17 @@ func (x *Index) apply(events []Event) error {
 	if c.count>>segmentBits != x.tuned {
 		x.tuneCollector()
 	}
-	x.reached()
+	x.reached(c)
 	return nil
 }
 
-// reached makes the index answer once it has come to where the log ended when it
-// was loaded: from then on it knows all that was acknowledged before it began.
-func (x *Index) reached() {
-	if x.Position() >= x.target {
-		x.until.Store(forever)
+// reached makes the index ready once it has come to where the log ended when it
+// was loaded: from then on it knows all that was acknowledged before it began. The caller holds mu.
+func (x *Index) reached(c *contents) {
+	if c.position.Load() >= uint64(x.target) {
+		c.loaded.Store(true)
 	}
+	x.settle(c)
 }
 
 // fold is the index's own domain.EvolveKey. It applies an event only to the state

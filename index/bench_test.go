@@ -74,8 +74,7 @@ func filled(tb testing.TB, keys [][]byte) *Index {
 // empty is an index that has loaded an empty list.
 func empty(o Options) *Index {
 	x := New(o)
-	x.contents.Store(newContents())
-	x.reached()
+	x.Replace(Begin(History{}, 0, 0), 0, 0)
 	return x
 }
 

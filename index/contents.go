@@ -11,7 +11,12 @@ import (
 // contents is all that an index knows of one history of one ledger. One goroutine
 // changes it; any number read.
 type contents struct {
+	// Verdicts may be given before this moment, in nanoseconds since the index's base, while
+	// the wall clock is no more than wall nanoseconds ahead of that: lease.go.
+	until    atomic.Int64
+	wall     atomic.Int64
 	position atomic.Uint64 // everything up to here is applied
+	loaded   atomic.Bool   // and that is as far as the log went when it was loaded, or further
 	seed     seed
 	history  History
 	entries  slab[[segmentSize]entry]
@@ -47,6 +52,8 @@ const shards = 512
 
 func newContents() *contents {
 	c := &contents{seed: newSeed()}
+	c.until.Store(notReady)
+	c.wall.Store(notReady)
 	c.profiles = newProfiles(&c.seed)
 	c.byDigest = newTable(shards, 0.88, 1.18, func(ref uint32) uint64 {
 		d := c.entry(ref).digest()

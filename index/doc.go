@@ -9,6 +9,11 @@
 //     where the log ended when it was loaded, it answers nothing
 //     ([domain.CodeUnavailable]), and again when what it holds turns out to belong to
 //     another history.
+//   - An index that is leased says yes only while a lease counts: for as long as [Options].Lease
+//     after the moment before somebody asked the primary where the log ends, once it
+//     has applied everything up to there. So what was revoked is accepted no longer than that, though no
+//     message arrives. MaxStale is the explicit choice to go on, and marks each such
+//     verdict.
 //   - [Index.Verify] allocates nothing, asks nobody, and writes to no memory that keys
 //     share. It takes no lock, but for one of many for a few instructions where
 //     a use is refused, or is a key's first one after a minute.
@@ -31,14 +36,10 @@
 //	table.go      digest -> entry, and the other tables
 //	slab.go       memory that grows by segments and never moves
 //	profile.go    what keys have in common; scopes.go their scopes
+//	lease.go      until when verdicts may be given
 //	limit.go      the limit in two words
 //	tally.go      what is remembered of a key in use; use.go counts, refusal.go the refused
 //	collect.go    how counts leave the index
 //	contents.go   how keys come, change and go
 //	load.go       the snapshot; apply.go the fold of the log
-//
-// # Terms
-//
-// A later check of a lease belongs into [Index.Verify]'s first comparison: verdicts are given
-// before a moment that one atomic word holds, today never or for ever.
 package index

@@ -21,24 +21,35 @@ type Options struct {
 	// whole process, so that garbage does not grow with the number of keys. What was
 	// set before (GOGC) then counts for everything but the index.
 	TuneCollector bool
+	// Leased makes verdicts depend on leases: after Grant, for as long as Lease. When not
+	// set, verdicts are given once the keys are loaded, for ever.
+	Leased bool
+	Lease  time.Duration
+	// MaxStale, when it is longer than Lease, is how old the newest lease may be for verdicts to be
+	// given all the same. They say Stale, and a use that one of them accepts is
+	// counted as OutcomeValidStale.
+	MaxStale time.Duration
 }
 
 // Index answers whether a key may be used, from memory.
 type Index struct {
-	logger *slog.Logger
-	clock  func() time.Time
-	base   time.Time // limits count time from here, and with the monotonic clock
+	logger   *slog.Logger
+	clock    func() time.Time
+	base     time.Time // limits and leases count time from here, and with the monotonic clock
+	leased   bool
+	lease    time.Duration
+	maxStale time.Duration
 
 	_ [64]byte
-	// What every verification reads. It is written when events are applied, and
+	// What every verification reads. It is written when the keys are loaded, and
 	// never by a verification.
-	until    atomic.Int64 // verdicts may be given before this moment, in nanoseconds since base
 	contents atomic.Pointer[contents]
 	_        [64]byte
 
 	unknown [unknownStripes]stripe
 
-	mu     sync.Mutex      // held by whoever changes contents or what follows
+	mu     sync.Mutex // held by whoever changes contents or what follows
+	leases leases
 	target domain.Position // where the log ended when it was loaded
 	former []*contents     // whose uses may still have to be collected
 	moved  chan struct{}   // closed when the position has changed; nil: nobody waits
@@ -59,7 +70,7 @@ const (
 	mostFormer     = 2
 )
 
-// notReady and forever are values of until.
+// notReady and forever are values of until and wall.
 const (
 	notReady = math.MinInt64
 	forever  = math.MaxInt64
@@ -73,8 +84,7 @@ func New(o Options) *Index {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	x := &Index{logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth)}
-	x.until.Store(notReady)
+	x := &Index{logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth), leased: o.Leased, lease: o.Lease, maxStale: o.MaxStale}
 	if o.TuneCollector {
 		x.percent = debug.SetGCPercent(100)
 		debug.SetGCPercent(x.percent)
@@ -82,11 +92,9 @@ func New(o Options) *Index {
 	return x
 }
 
-var errNotReady = &domain.Error{Code: domain.CodeUnavailable, Message: "the keys are not loaded yet, try again"}
-
 // Verify gives the verdict on a presented key and counts the use. It allocates
 // nothing and asks nobody. The only error is CodeUnavailable, while nothing is
-// known. The verdict's strings and scopes are shared with the index, which never
+// known or no lease counts. The verdict's strings and scopes are shared with the index, which never
 // changes them.
 func (x *Index) Verify(v domain.Verification) (verdict domain.Verdict, err error) {
 	_, err = x.VerifyAt(&v, &verdict)
@@ -95,11 +103,21 @@ func (x *Index) Verify(v domain.Verification) (verdict domain.Verdict, err error
 
 // VerifyAt also says where the use was counted, for [Collector.At].
 func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where Place, err error) {
-	since := v.Now.Sub(x.base)
-	if int64(since) >= x.until.Load() {
+	c := x.contents.Load()
+	if c == nil {
 		return where, errNotReady
 	}
-	c := x.contents.Load()
+	since := v.Now.Sub(x.base)
+	until, offset := c.until.Load(), v.Now.UnixNano()-int64(since) // lease.go says why in this order
+	switch {
+	case int64(since) >= until || offset > c.wall.Load():
+		if verdict.Age, err = x.beyond(c, since, offset); err != nil {
+			return where, err
+		}
+		verdict.Stale = true
+	case x.leased:
+		verdict.Age = max(since+x.lease-time.Duration(until), 0)
+	}
 	where.contents = c
 	// Read before the entry: what is decided may know more than it says, never less.
 	position := c.position.Load()
@@ -144,7 +162,7 @@ func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where
 	case v.Silent:
 		left, newest = c.peek(ref, t.limit, bucket)
 	case verdict.Outcome == domain.OutcomeValid:
-		verdict.Outcome, where.tally, left, newest, err = c.use(ref, &f, &t, v.Free, micros/1000, bucket, position)
+		verdict.Outcome, where.tally, left, newest, err = c.use(ref, &f, &t, v.Free, verdict.Stale, micros/1000, bucket, position)
 		if err != nil {
 			*verdict = domain.Verdict{}
 			return where, domain.Unavailable(err)
@@ -172,8 +190,12 @@ func (x *Index) miss(v *domain.Verification, verdict *domain.Verdict) {
 // bucketOf is a moment on the clock of the limits, given as the time since base.
 func bucketOf(since time.Duration) uint64 { return uint64(max(since, 0)) / bucketWidth }
 
-// Ready says whether verdicts are given.
-func (x *Index) Ready() bool { return int64(x.clock().Sub(x.base)) < x.until.Load() }
+// Ready says whether the keys are loaded. Where leases count, Leased says whether
+// one does; that changes with the primary's health, and this does not.
+func (x *Index) Ready() bool {
+	c := x.contents.Load()
+	return c != nil && c.loaded.Load()
+}
 
 // Position is the last position of the lifecycle lane that is applied.
 func (x *Index) Position() domain.Position {

@@ -68,13 +68,11 @@ func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) 
 	c := l.contents
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	// Not ready while the new contents may be behind the end of the log.
-	x.until.Store(notReady)
 	if old := x.contents.Swap(c); old != nil {
 		x.keepFormer(old)
 	}
 	x.target, x.keys, x.took = target, c.len(), took
-	x.reached()
+	x.reached(c) // not before: the new contents may be behind the end of the log
 	x.announce()
 	x.tuneCollector()
 	x.logger.Info("the verification index is loaded", "keys", x.keys, "position", x.Position(), "head", target, "took", took.Round(time.Millisecond))
@@ -87,6 +85,10 @@ func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) 
 func (x *Index) Distrust() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.until.Store(notReady)
 	x.target = 1<<64 - 1 // applying more does not help
+	x.leases = leases{}  // of a history that may be another one
+	if c := x.contents.Load(); c != nil {
+		c.loaded.Store(false)
+		c.until.Store(notReady)
+	}
 }

@@ -30,7 +30,7 @@ type refusal struct {
 
 const refusalStripes = 128
 
-// refuse counts a refused use.
+// refuse counts a refused use, or one that was accepted without a lease.
 func (c *contents) refuse(ref uint32, key domain.KeyID, organization uint64, outcome domain.Outcome, millis int64, position uint64) {
 	s := &c.refusals[ref%refusalStripes]
 	s.mu.Lock()

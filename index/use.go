@@ -14,8 +14,9 @@ func (c *contents) number(ref uint32) *number {
 }
 
 // use charges a key's limit and counts the use, or counts that it was refused
-// because of the limit. bucket is the moment on the limit's clock.
-func (c *contents) use(ref uint32, f *found, t *traits, free bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number, left uint32, newest uint64, err error) {
+// because of the limit. bucket is the moment on the limit's clock. What was accepted
+// without a lease is rare, and counted where refusals are.
+func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number, left uint32, newest uint64, err error) {
 	for {
 		tally, number, err := c.tally(ref, millis)
 		if err != nil {
@@ -36,6 +37,10 @@ func (c *contents) use(ref uint32, f *found, t *traits, free bool, millis int64,
 				c.unlink(ref, number)
 				continue
 			}
+		}
+		if stale {
+			c.refuse(ref, f.id, t.organization, domain.OutcomeValidStale, millis, position)
+			return domain.OutcomeValid, 0, left, newest, nil
 		}
 		// When the tally was taken away in between, what was charged went with it, and
 		// is charged again in the next one.

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"maps"
 	"slices"
@@ -56,9 +55,7 @@ func (p *program) changeMembers(ctx context.Context, command domain.Organization
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close(ctx)) }()
-	request := domain.Request{Metadata: domain.Metadata{Actor: domain.Actor{Kind: domain.ActorConsole}}}
-	_, _ = rand.Read(request.ID[:]) // never fails
-	organization, receipt, err := l.store.ChangeOrganization(ctx, request, p.config.Organization, command)
+	organization, receipt, err := l.store.ChangeOrganization(ctx, consoleRequest(), p.config.Organization, command)
 	if err != nil {
 		return err
 	}

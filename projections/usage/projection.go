@@ -71,7 +71,7 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		}
 		for _, use := range used.Uses {
 			count := keys[use.Key]
-			if use.Outcome == domain.OutcomeValid {
+			if use.Outcome.Accepted() {
 				count.accepted += use.Count
 				count.lastUsed = later(count.lastUsed, use.Last)
 			} else {

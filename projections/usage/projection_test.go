@@ -61,7 +61,7 @@ func TestEveryUseIsCountedOnce(t *testing.T) {
 				uses = append(uses, use)
 				row := wantKeys[uuid(use.Key)]
 				row.ID = uuid(use.Key)
-				if use.Outcome == domain.OutcomeValid {
+				if use.Outcome.Accepted() {
 					row.Accepted += int64(use.Count)
 					row.Used = later(row.Used, use.Last)
 				} else {
