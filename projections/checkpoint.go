@@ -37,27 +37,34 @@ type DB interface {
 // newest moves, checkpoint and effects together, and they are made again from the log,
 // which did wait.
 //
+// The state moves along with what change says was added to it.
+//
 // The log's head is compared too, so that no checkpoint can run ahead of the log
 // or into another epoch, not even with events that were read before a restore.
-func Move(ctx context.Context, db DB, projection Projection, from, to Checkpoint, effects string, args ...any) (bool, error) {
+func Move(ctx context.Context, db DB, projection Projection, from, to Checkpoint, change Change, effects string, args ...any) (bool, error) {
 	all := append([]any{
 		pgx.QueryExecModeSimpleProtocol,
 		projection.Name(), from.Ledger.UUID(), int64(from.Epoch), int64(from.Position),
 		to.Ledger.UUID(), int64(to.Epoch), int64(to.Position),
 	}, args...)
+	change.Through(to.Position)
+	assignment, marks, more := change.effects(len(all) - 1)
+	all = append(all, more...)
 	var moved bool
-	if err := db.QueryRow(ctx, `WITH moved AS (`+move+`)`+effects+` SELECT EXISTS (SELECT FROM moved), set_config('synchronous_commit', 'off', true)`, all...).Scan(&moved, nil); err != nil {
+	if err := db.QueryRow(ctx, `WITH moved AS (`+moveBefore+assignment+moveAfter+`)`+effects+marks+` SELECT EXISTS (SELECT FROM moved), set_config('synchronous_commit', 'off', true)`, all...).Scan(&moved, nil); err != nil {
 		return false, eventstore.Wrap(err, "apply %s up to position %d", projection.Name(), to.Position)
 	}
 	return moved, nil
 }
 
-const move = `
+const moveBefore = `
 UPDATE projection_checkpoints c
-   SET ledger_id = $5, epoch = $6, position = $7, updated_at = now()
+   SET ledger_id = $5, epoch = $6, position = $7, updated_at = now()`
+
+const moveAfter = `
  WHERE c.name = $1 AND c.ledger_id = $2 AND c.epoch = $3 AND c.position = $4
    AND EXISTS (SELECT FROM log_head h WHERE h.lane = c.lane AND h.ledger_id = $5 AND h.epoch = $6 AND h.position >= $7)
-RETURNING c.name`
+RETURNING c.name, c.state`
 
 // ReadCheckpoint gives the checkpoint of the projection of that name.
 func ReadCheckpoint(ctx context.Context, db DB, name string) (Checkpoint, error) {

@@ -16,6 +16,10 @@ type Comparison struct {
 	Skipped  string // why nothing was compared; empty when it was
 	Position domain.Position
 	Tables   []TableComparison
+	// Diverged is the first of the kept positions at which the live fold had another state
+	// than the rebuilt one: it went wrong within the thousand events before. 0: at none.
+	Diverged domain.Position
+	States   uint64 // how many were compared
 }
 
 // TableComparison is the comparison of one table.
@@ -28,14 +32,15 @@ type TableComparison struct {
 	Keys        []string // the first of each of these kinds
 }
 
-// Equal says whether both states were compared and are the same, row by row.
+// Equal says whether both states were compared and are the same, row by row, and were at
+// every kept position.
 func (c Comparison) Equal() bool {
 	for _, t := range c.Tables {
 		if t.OnlyLive+t.OnlyRebuilt+t.Different > 0 {
 			return false
 		}
 	}
-	return c.Skipped == ""
+	return c.Skipped == "" && c.Diverged == 0
 }
 
 // mostKeys is how many keys a comparison names of each kind of difference.
@@ -69,6 +74,9 @@ func (r *rebuild) compare(ctx context.Context) (Comparison, error) {
 			return Comparison{}, eventstore.Wrap(err, "compare %s", t.Name)
 		}
 		c.Tables = append(c.Tables, table)
+	}
+	if c.Diverged, c.States, err = compareStates(ctx, tx, r.Projection.Name(), r.Projection.Name()+shadowSuffix); err != nil {
+		return Comparison{}, err
 	}
 	return c, eventstore.Wrap(tx.Commit(ctx), "end the comparison")
 }

@@ -186,7 +186,7 @@ func (r *rebuild) prepare(ctx context.Context) error {
 			return eventstore.Wrap(err, "make a table beside %s", t.Name)
 		}
 	}
-	_, err := r.conn.Exec(ctx, `INSERT INTO projection_checkpoints (name, lane, ledger_id, epoch, position) VALUES ($1, $2, $3, 0, 0)`,
+	_, err := r.conn.Exec(ctx, `INSERT INTO projection_checkpoints (name, lane, ledger_id, epoch, position, state) VALUES ($1, $2, $3, 0, 0, 0)`,
 		r.Projection.Name()+shadowSuffix, string(r.Projection.Lane()), domain.ID{}.UUID())
 	if err != nil {
 		return eventstore.Wrap(err, "make the checkpoint of the rebuild")
@@ -206,7 +206,8 @@ func (r *rebuild) clear(ctx context.Context) error {
 	if _, err := r.conn.Exec(ctx, `DROP TABLE IF EXISTS `+strings.Join(names, ", ")); err != nil {
 		return eventstore.Wrap(err, "clear away the last rebuild")
 	}
-	_, err := r.conn.Exec(ctx, `DELETE FROM projection_checkpoints WHERE name = $1`, r.Projection.Name()+shadowSuffix)
+	_, err := r.conn.Exec(ctx, `WITH states AS (DELETE FROM projection_states WHERE name = $1) DELETE FROM projection_checkpoints WHERE name = $1`,
+		r.Projection.Name()+shadowSuffix)
 	return eventstore.Wrap(err, "clear away the last rebuild")
 }
 

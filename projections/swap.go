@@ -81,10 +81,20 @@ func (r *rebuild) trySwap(ctx context.Context) error {
 		}
 	}
 
-	// 5. The checkpoint last. From the commit on, drivers go on from here.
+	// 5. The states of the rebuilt fold are those of the live one from now on.
+	name := r.Projection.Name()
+	_, err = tx.Exec(ctx, `DELETE FROM projection_states WHERE name = $1`, name)
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE projection_states SET name = $1 WHERE name = $2`, name, name+shadowSuffix)
+	}
+	if err != nil {
+		return eventstore.Wrap(err, "take over the states of %s", name)
+	}
+
+	// 6. The checkpoint last. From the commit on, drivers go on from here.
 	tag, err := tx.Exec(ctx, `
 UPDATE projection_checkpoints l
-   SET ledger_id = s.ledger_id, epoch = s.epoch, position = s.position, updated_at = now()
+   SET ledger_id = s.ledger_id, epoch = s.epoch, position = s.position, state = s.state, updated_at = now()
   FROM projection_checkpoints s
  WHERE l.name = $1 AND s.name = $2`, r.Projection.Name(), r.Projection.Name()+shadowSuffix)
 	if err == nil && tag.RowsAffected() != 1 {

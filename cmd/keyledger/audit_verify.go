@@ -118,6 +118,10 @@ func (p *program) verifyProjections(ctx context.Context, a *audited, report *aud
 			report.Skip(fmt.Sprintf("the projection %s: %s", projection.Name(), r.Comparison.Skipped))
 			continue
 		}
+		if diverged := r.Comparison.Diverged; diverged > 0 {
+			report.Add(audit.Fault{Lane: projection.Lane(), Position: diverged, Fault: fmt.Sprintf(
+				"the projection %s was folded otherwise than the log says, between positions %d and %d", projection.Name(), since(diverged), diverged)})
+		}
 		for _, t := range r.Comparison.Tables {
 			if t.OnlyLive+t.OnlyRebuilt+t.Different > 0 {
 				report.Add(audit.Fault{Lane: projection.Lane(), Position: r.Comparison.Position, Fault: fmt.Sprintf(

@@ -25,7 +25,9 @@ func (p *program) replay() *cobra.Command {
 row, and put the new state in the place of the old. Servers may run meanwhile. The
 exit code is 1 when what stood there was not what the log says.
 
-With --dry-run it compares and leaves everything as it is.`,
+The folds are compared by their states, too, which are kept at every thousandth
+position, so that it can say where the live one went wrong. With --dry-run it
+compares and leaves everything as it is.`,
 	}
 	return p.command(cmd, p.replayAll, []string{"dry-run", "json"}, ledgerFlags)
 }
@@ -76,6 +78,8 @@ type replayReport struct {
 	Reason     string          `json:"reason,omitempty"` // why not
 	Replaced   bool            `json:"replaced"`
 	Seconds    float64         `json:"seconds"`
+	States     uint64          `json:"states"`             // positions at which the states of both folds were compared
+	Diverged   domain.Position `json:"diverged,omitempty"` // the first of these that differ: the fold went wrong in the thousand events before
 	Tables     []replayTable   `json:"tables"`
 }
 
@@ -91,7 +95,7 @@ type replayTable struct {
 func newReplayReport(r projections.Report) replayReport {
 	report := replayReport{
 		Projection: r.Projection, Position: r.Position, Equal: r.Comparison.Equal(), Compared: r.Comparison.Skipped == "",
-		Reason: r.Comparison.Skipped, Replaced: r.Swapped, Seconds: r.Took.Seconds(), Tables: []replayTable{},
+		Reason: r.Comparison.Skipped, Replaced: r.Swapped, Seconds: r.Took.Seconds(), States: r.Comparison.States, Diverged: r.Comparison.Diverged, Tables: []replayTable{},
 	}
 	for _, t := range r.Comparison.Tables {
 		report.Tables = append(report.Tables, replayTable{t.Table, t.Rows, t.OnlyRebuilt, t.OnlyLive, t.Different, t.Keys})
@@ -109,8 +113,11 @@ func (p *program) sayReport(r projections.Report) {
 	case c.Skipped != "":
 		p.say("%s: what stood there was not compared: %s.", r.Projection, c.Skipped)
 	case c.Equal():
-		p.say("%s: the result equals what stood there, at position %d.", r.Projection, c.Position)
+		p.say("%s: the result equals what stood there, at position %d and at every thousandth before it that was kept (%d states).", r.Projection, c.Position, c.States)
 	default:
+		if c.Diverged > 0 {
+			p.say("%s: the live fold went wrong between positions %d and %d.", r.Projection, since(c.Diverged), c.Diverged)
+		}
 		for _, t := range c.Tables {
 			if t.OnlyLive+t.OnlyRebuilt+t.Different > 0 {
 				p.say("%s: DIFFERENT in %s, at position %d: %d rows were missing, %d should not be there, %d say something else; among them %s.",
@@ -121,6 +128,11 @@ func (p *program) sayReport(r projections.Report) {
 	if r.Swapped {
 		p.say("%s: the replayed state is in place.", r.Projection)
 	}
+}
+
+// since is the first position of the thousand that ends at another one.
+func since(diverged domain.Position) domain.Position {
+	return (diverged-1)/projections.StateEvery*projections.StateEvery + 1
 }
 
 const progressEvery = 2 * time.Second

@@ -54,8 +54,10 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		return false, err
 	}
 	var created, changed []*entry
+	change := projections.NewChange(from.Position)
 	var erased []string
 	for _, e := range events {
+		change.Through(e.Position - 1)
 		id, ok, err := keyOf(e)
 		if err != nil {
 			return false, err
@@ -74,6 +76,9 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		if e.Version != row.Version+1 {
 			return false, projections.Broken(e.Recorded, fmt.Errorf("version %d of %s follows version %d", e.Version, e.Stream, row.Version))
 		}
+		if row.Version > 0 {
+			change.Sum.Minus(row.hash())
+		}
 		if row.Key, err = domain.EvolveKey(row.Key, e.Event); err != nil {
 			return false, projections.Broken(e.Recorded, err)
 		}
@@ -85,6 +90,7 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 			changed = append(changed, row)
 		}
 		row.Version, row.Position = e.Version, e.Position
+		change.Sum.Plus(row.hash(), 1)
 	}
 	for _, row := range rows {
 		// What an event of this batch still told is gone with the erasure in the same batch.
@@ -93,12 +99,12 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		}
 	}
 	if !p.alone {
-		return p.write(ctx, from, to, append(created, changed...), erased)
+		return p.write(ctx, from, to, append(created, changed...), erased, change)
 	}
 	if err := p.copy(ctx, created); err != nil {
 		return false, err
 	}
-	return p.write(ctx, from, to, changed, erased)
+	return p.write(ctx, from, to, changed, erased, change)
 }
 
 // keyOf says which key an event of the lane changes, if any.
@@ -171,9 +177,9 @@ SELECT c.ledger_id, c.epoch, c.position, `+columns+`
 // write moves the checkpoint and writes the rows as they are now. New and changed
 // ones go the same way, found by the primary key. Erased organizations lose what is
 // personal in their other rows.
-func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, changed []*entry, erased []string) (bool, error) {
+func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, changed []*entry, erased []string, change projections.Change) (bool, error) {
 	if len(changed)+len(erased) == 0 {
-		return projections.Move(ctx, p.db, p, from, to, "")
+		return projections.Move(ctx, p.db, p, from, to, change, "")
 	}
 	n := len(changed)
 	ids, organizations, prefixes := make([]string, n), make([]string, n), make([]string, n)
@@ -204,7 +210,7 @@ UPDATE ` + p.table + ` k SET name = '', created_by = ''
  WHERE k.organization = ANY ($23::text[]) AND k.key_id <> ALL ($8::uuid[]) AND (k.name <> '' OR k.created_by <> '') AND EXISTS (SELECT FROM moved))`
 		arguments = append(arguments, erased)
 	}
-	return projections.Move(ctx, p.db, p, from, to, `, kept AS (
+	return projections.Move(ctx, p.db, p, from, to, change, `, kept AS (
 INSERT INTO `+p.table+` AS k (key_id, organization, digest, prefix, name, scopes, rate_limit,
        created_at, created_by, expires_at, disabled, revoked, revoked_at, version, position)
 SELECT n.key_id, n.organization, n.digest, n.prefix, n.name, string_to_array(n.scopes, ' '), n.rate_limit,

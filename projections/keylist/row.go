@@ -1,6 +1,10 @@
 package keylist
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"keyledger/domain"
@@ -65,4 +69,33 @@ func (r *row) entry() entry {
 		e.RevokedAt = r.revokedAt.Time.UTC()
 	}
 	return e
+}
+
+// hash is the row's part in the projection's state: everything in it but what is personal.
+func (e *entry) hash() [sha256.Size]byte {
+	var buffer [512]byte
+	b := append(buffer[:0], "keyledger keylist 1"...)
+	b = append(b, e.ID[:]...)
+	b = append(b, e.Digest[:]...)
+	for _, text := range [...]string{string(e.Organization), e.Prefix} {
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(text))), text...)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Scopes)))
+	for _, scope := range e.Scopes {
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(scope))), scope...)
+	}
+	b = binary.BigEndian.AppendUint32(b, e.RateLimit)
+	for _, t := range [...]time.Time{e.CreatedAt, e.ExpiresAt, e.RevokedAt} {
+		b = binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro())) // the zero time is before every other
+	}
+	b = append(b, flag(e.Disabled), flag(e.Revoked))
+	b = binary.BigEndian.AppendUint64(b, e.Version)
+	return sha256.Sum256(binary.BigEndian.AppendUint64(b, uint64(e.Position)))
+}
+
+func flag(set bool) byte {
+	if set {
+		return 1
+	}
+	return 0
 }

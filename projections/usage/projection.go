@@ -2,6 +2,8 @@ package usage
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -64,7 +66,9 @@ type hour struct {
 func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint, events []eventstore.Event) (bool, error) {
 	keys := map[domain.KeyID]keyCount{}
 	hours := map[hour]uint64{}
+	change := projections.NewChange(from.Position)
 	for _, e := range events {
+		change.Through(e.Position - 1)
 		used, ok := e.Event.(domain.KeyUsed)
 		if !ok {
 			return false, projections.Broken(e.Recorded, fmt.Errorf("%s does not belong to the lane", e.Type))
@@ -79,10 +83,24 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 				count.lastRefused = later(count.lastRefused, use.Last)
 			}
 			keys[use.Key] = count
-			hours[hour{use.Key, use.Last.UTC().Truncate(time.Hour), use.Outcome}] += use.Count
+			at := hour{use.Key, use.Last.UTC().Truncate(time.Hour), use.Outcome}
+			hours[at] += use.Count
+			change.Sum.Plus(at.hash(), use.Count)
 		}
 	}
-	return p.write(ctx, from, to, keys, hours)
+	return p.write(ctx, from, to, keys, hours, change)
+}
+
+// hash is what one use of a row counts in the projection's state. The fold adds to rows without
+// reading them, so the state is the sum of the rows' hashes, each as often as the
+// row counts. It covers usage_hours; usage_keys are sums of that, and its times are
+// compared as rows.
+func (h hour) hash() [sha256.Size]byte {
+	var buffer [64]byte
+	b := append(buffer[:0], "keyledger usage 1"...)
+	b = append(b, h.key[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.start.Unix()))
+	return sha256.Sum256(append(b, byte(h.outcome)))
 }
 
 func later(a, b time.Time) time.Time {
@@ -94,9 +112,9 @@ func later(a, b time.Time) time.Time {
 
 // write moves the checkpoint and adds the sums. Rows are found by their primary
 // keys alone.
-func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, keys map[domain.KeyID]keyCount, hours map[hour]uint64) (bool, error) {
+func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, keys map[domain.KeyID]keyCount, hours map[hour]uint64, change projections.Change) (bool, error) {
 	if len(keys) == 0 {
-		return projections.Move(ctx, p.db, p, from, to, "")
+		return projections.Move(ctx, p.db, p, from, to, change, "")
 	}
 	var k struct {
 		ids                   []string
@@ -118,7 +136,7 @@ func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint,
 		h.ids, h.starts = append(h.ids, at.key.UUID()), append(h.starts, at.start)
 		h.outcomes, h.counts = append(h.outcomes, int16(at.outcome)), append(h.counts, int64(count))
 	}
-	return projections.Move(ctx, p.db, p, from, to, `, counted AS (
+	return projections.Move(ctx, p.db, p, from, to, change, `, counted AS (
 INSERT INTO `+keysTable+p.suffix+` AS k (key_id, accepted, refused, last_used_at, last_refused_at)
 SELECT n.key_id, n.accepted, n.refused, n.last_used_at, n.last_refused_at
   FROM unnest($8::uuid[], $9::bigint[], $10::bigint[], $11::timestamptz[], $12::timestamptz[])
