@@ -90,6 +90,9 @@ func (c *contents) fold(e *Event) error {
 			return fmt.Errorf("key %s is created at version %d", event.Key, e.Version)
 		}
 		if c.lookUp(event.Key) != 0 {
+			if e.Position <= c.through {
+				return nil
+			}
 			return fmt.Errorf("key %s is created twice", event.Key)
 		}
 		return c.add(&key{
@@ -97,8 +100,8 @@ func (c *contents) fold(e *Event) error {
 			scopes: c.profiles.scopes.intern(event.Scopes), limit: event.RateLimit, expires: instant(event.ExpiresAt), version: e.Version,
 		})
 	case domain.KeyRevoked:
-		ref, err := c.next(event.Key, e.Version)
-		if err != nil {
+		ref, err := c.next(event.Key, e)
+		if ref == 0 || err != nil {
 			return err
 		}
 		return c.change(ref, func(t *traits) {
@@ -106,8 +109,8 @@ func (c *contents) fold(e *Event) error {
 			t.version = e.Version
 		})
 	case domain.RevocationFenced:
-		ref, err := c.next(event.Key, e.Version)
-		if err != nil {
+		ref, err := c.next(event.Key, e)
+		if ref == 0 || err != nil {
 			return err
 		}
 		return c.change(ref, func(t *traits) { t.version = e.Version })
@@ -123,14 +126,19 @@ func (c *contents) fold(e *Event) error {
 }
 
 // next finds the key that an event changes, and refuses an event that does not
-// come right after what the entry holds.
-func (c *contents) next(id domain.KeyID, version uint64) (uint32, error) {
+// come right after what the entry holds. It gives 0 for one that the entry shows
+// already, since it was read while it changed.
+func (c *contents) next(id domain.KeyID, e *Event) (uint32, error) {
 	ref := c.lookUp(id)
 	if ref == 0 {
 		return 0, fmt.Errorf("key %s is changed before it is created", id)
 	}
-	if has := c.profiles.at(c.entry(ref).profile()).traits().version; version != has+1 {
-		return 0, fmt.Errorf("version %d of key %s came after version %d", version, id, has)
+	has := c.profiles.at(c.entry(ref).profile()).traits().version
+	switch {
+	case e.Position <= c.through && e.Version <= has:
+		return 0, nil
+	case e.Version != has+1:
+		return 0, fmt.Errorf("version %d of key %s came after version %d", e.Version, id, has)
 	}
 	return ref, nil
 }

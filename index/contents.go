@@ -17,6 +17,7 @@ type contents struct {
 	wall     atomic.Int64
 	position atomic.Uint64 // everything up to here is applied
 	loaded   atomic.Bool   // and that is as far as the log went when it was loaded, or further
+	named    uint64        // tells contents apart, for cursors
 	seed     seed
 	history  History
 	entries  slab[[segmentSize]entry]
@@ -29,6 +30,7 @@ type contents struct {
 	refusals [refusalStripes]refusalStripe
 
 	// The writer's own.
+	through  domain.Position // up to here events may show in the keys already
 	byID     table
 	count    uint32   // references given out
 	free     []uint32 // those given back
@@ -51,7 +53,7 @@ type key struct {
 const shards = 512
 
 func newContents() *contents {
-	c := &contents{seed: newSeed()}
+	c := &contents{seed: newSeed(), named: newSeed()[0]}
 	c.until.Store(notReady)
 	c.wall.Store(notReady)
 	c.profiles = newProfiles(&c.seed)

@@ -42,4 +42,5 @@
 //	collect.go    how counts leave the index
 //	contents.go   how keys come, change and go
 //	load.go       the snapshot; apply.go the fold of the log
+//	walk.go       all keys, for a snapshot of somebody else's
 package index

@@ -39,6 +39,11 @@ func Begin(history History, position domain.Position, keys int) *Loading {
 // Position is what Begin was told.
 func (l *Loading) Position() domain.Position { return domain.Position(l.contents.position.Load()) }
 
+// Through says that keys were added while they changed: some may show what
+// happened after Position, up to here. Of the events up to here, those that a key shows
+// already are passed over.
+func (l *Loading) Through(end domain.Position) { l.contents.through = end }
+
 // Len counts the keys that were added.
 func (l *Loading) Len() int { return l.contents.len() }
 
@@ -70,6 +75,9 @@ func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) 
 	defer x.mu.Unlock()
 	if old := x.contents.Swap(c); old != nil {
 		x.keepFormer(old)
+		// What was confirmed of the old keys, the new ones may not know yet. So whoever
+		// says yes from here on must have asked after that.
+		x.leases = leases{}
 	}
 	x.target, x.keys, x.took = target, c.len(), took
 	x.reached(c) // not before: the new contents may be behind the end of the log
