@@ -61,6 +61,7 @@ func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Posit
 			if err := tail.wait(ctx, after); err != nil {
 				return
 			}
+			said := tail.said()
 			events := tail.after(after, pageSize(lane))
 			if len(events) == 0 {
 				var err error
@@ -70,6 +71,9 @@ func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Posit
 					}
 					return
 				}
+			}
+			if len(events) == 0 && tail.doubt(said, after) {
+				continue // somebody said so, and it is not so
 			}
 			if len(events) == 0 {
 				// What was announced is not visible: a head of another history.

@@ -134,10 +134,11 @@ func (s *Store) Ledger() (domain.ID, uint32) { return s.ledger, s.epoch }
 // wake other nodes. It must not block. Set it before Run.
 func (s *Store) OnCommit(f func(domain.Lane, domain.Position)) { s.onCommit = f }
 
-// Wake says that a lane has reached a position, as another node announced.
+// Wake says that a lane has reached a position, as another node announced. When it
+// has not, that costs a look.
 func (s *Store) Wake(lane domain.Lane, position domain.Position) {
 	if t, ok := s.tails[lane]; ok {
-		t.known(position)
+		t.told(position)
 	}
 }
 

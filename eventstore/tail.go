@@ -21,12 +21,13 @@ type tail struct {
 	mu     sync.Mutex
 	events []Event
 	bytes  int
-	head   domain.Position // the highest position that is known to be committed
+	head   domain.Position // the highest position that is said to be committed
+	sure   domain.Position // the highest that was seen to be
 	moved  chan struct{}   // closed when head grows
 }
 
 func newTail(head domain.Position) *tail {
-	return &tail{head: head, moved: make(chan struct{})}
+	return &tail{head: head, sure: head, moved: make(chan struct{})}
 }
 
 // appended takes a batch of committed events.
@@ -45,14 +46,44 @@ func (t *tail) appended(events []Event) {
 		t.bytes -= size(&t.events[0].Recorded)
 		t.events = t.events[1:]
 	}
+	t.sure = max(t.sure, events[len(events)-1].Position)
 	t.raise(events[len(events)-1].Position)
 }
 
-// known says that a lane has reached a position.
+// known says that a lane was seen to have reached a position.
 func (t *tail) known(head domain.Position) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.sure = max(t.sure, head)
 	t.raise(head)
+}
+
+// told says that somebody said that a lane has reached a position.
+func (t *tail) told(head domain.Position) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.raise(head)
+}
+
+// said gives what wait goes by.
+func (t *tail) said() domain.Position {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.head
+}
+
+// doubt takes back what was said when nothing is there behind a position. It is
+// false when something was seen there before: then the log is another one.
+func (t *tail) doubt(said, after domain.Position) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sure > after {
+		return false
+	}
+	if t.head == said {
+		t.head = t.sure
+	}
+	return true
 }
 
 func (t *tail) raise(head domain.Position) {
