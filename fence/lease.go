@@ -31,9 +31,11 @@ func (f *Fence) Run(ctx context.Context) error {
 		return f.o.Transport.Listen(running, f.heardAsk, f.heardConfirmation)
 	})
 	// What was fenced is recorded to the end.
+	recording, finish := context.WithCancel(context.WithoutCancel(ctx))
 	recorded := make(chan struct{})
-	go func() { defer close(recorded); f.record(ctx) }()
+	go func() { defer close(recorded); f.record(recording) }()
 	err := group.Wait()
+	finish()
 	<-recorded
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveWithin)
 	defer cancel()

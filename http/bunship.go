@@ -182,11 +182,11 @@ func (s *Server) bunshipRevoke(r *request) error {
 	if _, err := r.jsonBody(); err != nil { // nothing in it matters
 		return err
 	}
-	_, changed, err := s.revoke(r, p, id, "")
+	done, err := s.revoke(r, p, id, "", false)
 	if err != nil {
 		return err
 	}
-	if !changed {
+	if !done.changed {
 		return domain.Errorf(domain.CodeNotFound, "the key is revoked already")
 	}
 	r.answer(fiber.StatusOK, bunshipJSON, []byte(`{"success":true,"message":"API key revoked successfully"}`))

@@ -48,9 +48,9 @@ const (
 	lingerBytes = 16 << 20
 )
 
-func newConnections() *connections {
+func newConnections(answer time.Duration) *connections {
 	return &connections{
-		timeouts: timeouts{request: 10 * time.Second, answer: requestTimeout + 30*time.Second, idle: 2 * time.Minute, stall: streamStall},
+		timeouts: timeouts{request: 10 * time.Second, answer: answer + 30*time.Second, idle: 2 * time.Minute, stall: streamStall},
 		started:  time.Now(), done: make(chan struct{}), open: map[*connection]struct{}{},
 	}
 }

@@ -83,27 +83,26 @@ func (s *Server) create(r *request, p principal, c creation) (created, error) {
 		// has caught up.
 		s.logger.Warn("a key was created before the index knows it", "request_id", r.id(), "position", uint64(receipt.Position), "error", err)
 	}
+	if s.fence != nil {
+		s.fence.Tell(r.ctx, receipt.Position)
+	}
 	if receipt.Replayed {
 		return created{key: key}, nil
 	}
 	return created{key, secret}, nil
 }
 
-// revoke ends a key. changed is false when it was revoked before, by another
-// request. Whatever it says, this node's index knows of the revocation then.
-func (s *Server) revoke(r *request, p principal, id domain.KeyID, reason string) (key domain.Key, changed bool, err error) {
+// revoke ends a key. When it returns, nobody accepts the key any more, or, where later
+// is asked for, will not from a moment on that it names.
+func (s *Server) revoke(r *request, p principal, id domain.KeyID, reason string, later bool) (revoked, error) {
 	now := s.now()
 	key, receipt, err := s.change(r, p, operation{"revoke", id.String()}, id, func(p principal) domain.KeyCommand {
 		return domain.RevokeKey{Now: now, Organization: p.organization, Reason: reason}
 	})
 	if err != nil {
-		return domain.Key{}, false, err
+		return revoked{}, err
 	}
-	if err := s.waitFor(r.ctx, receipt.Position, indexedWithin); err != nil {
-		// It is revoked, and this node might still accept it: that is no success yet.
-		return domain.Key{}, false, domain.Unavailable(err)
-	}
-	return key, receipt.Changed, nil
+	return s.hold(r, receipt, revoked{key: key, changed: receipt.Changed}, later)
 }
 
 // operation is what an idempotency key stands for, within an organization and an actor.

@@ -100,16 +100,35 @@ func (s *Server) nativeRevoke(r *request) error {
 	if err != nil {
 		return err
 	}
-	key, changed, err := s.revoke(r, p, id, reason)
+	later, err := r.prefersAsync()
+	if err != nil {
+		return err
+	}
+	done, err := s.revoke(r, p, id, reason, later)
 	if err != nil {
 		return err
 	}
 	body = append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
-	body = appendNativeKey(body, s.lastUse(r, p, key), s.clock())
+	body = appendNativeKey(body, s.lastUse(r, p, done.key), s.clock())
 	body = append(body, `,"changed":`...)
-	body = strconv.AppendBool(body, changed)
-	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
+	body = strconv.AppendBool(body, done.changed)
+	body = appendFence(body, &done)
+	r.answer(done.status(), fiber.MIMEApplicationJSON, append(body, '}'))
 	return nil
+}
+
+// appendFence tells whether the revocation holds everywhere, and what it took.
+func appendFence(dst []byte, done *revoked) []byte {
+	if !done.by.IsZero() {
+		dst = append(dst, `,"fenced":false,"fenceBy":"`...)
+		return append(done.by.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000Z07:00"), '"')
+	}
+	dst = append(dst, `,"fenced":true,"waitedMs":`...)
+	dst = strconv.AppendInt(dst, done.fenced.Waited.Milliseconds(), 10)
+	dst = append(dst, `,"confirmed":`...)
+	dst = strconv.AppendInt(dst, int64(len(done.fenced.Confirmed)), 10)
+	dst = append(dst, `,"expired":`...)
+	return strconv.AppendInt(dst, int64(len(done.fenced.Expired)), 10)
 }
 
 // lastUse adds to a key from the ledger what the list alone knows: its uses. What

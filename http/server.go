@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"keyledger/domain"
 )
@@ -52,6 +53,8 @@ type Options struct {
 	Ledger   Ledger
 	Verifier Verifier
 	Keys     KeyList
+	// Fence makes revocations hold everywhere. nil: they hold on this node.
+	Fence Fence
 	// Usage counts uses. nil: there is no route for them.
 	Usage Usage
 	// Log is the transparency log. nil: there are no routes for it.
@@ -94,6 +97,9 @@ type Options struct {
 	// so that balancers see it before connections are refused.
 	DrainDelay time.Duration
 
+	// RequestTimeout bounds a request, the wait of a revocation included. 0: 15 s.
+	RequestTimeout time.Duration
+
 	Version Version
 	Checks  []Check
 
@@ -118,6 +124,8 @@ type Server struct {
 	ledger      Ledger
 	verifier    Verifier
 	keys        KeyList
+	fence       Fence
+	later       *semaphore.Weighted // fences that go on behind their answer
 	usage       Usage
 	tokens      *tokens
 	cursors     cursors
@@ -155,6 +163,9 @@ func New(options Options) (*Server, error) {
 	if options.KeyFormat == "" {
 		options.KeyFormat = domain.DefaultKeyFormat
 	}
+	if options.RequestTimeout == 0 {
+		options.RequestTimeout = requestTimeout
+	}
 	if options.RateLimit == 0 {
 		options.RateLimit = domain.DefaultRateLimit
 	}
@@ -171,9 +182,9 @@ func New(options Options) (*Server, error) {
 		return nil, fmt.Errorf("register the server's metrics: %w", err)
 	}
 	s := &Server{
-		options: options, ledger: options.Ledger, verifier: options.Verifier, keys: options.Keys, usage: options.Usage,
+		options: options, ledger: options.Ledger, verifier: options.Verifier, keys: options.Keys, fence: options.Fence, usage: options.Usage, later: semaphore.NewWeighted(mostLater),
 		tokens: tokens, cursors: cursors{options.CursorKey}, throttle: newThrottle(options.UnknownKeys), logger: options.Logger, clock: clock, meter: meter,
-		requests: sync.Pool{New: func() any { return new(request) }}, connections: newConnections(),
+		requests: sync.Pool{New: func() any { return new(request) }}, connections: newConnections(options.RequestTimeout),
 	}
 	s.unmatched = &route{pattern: "unmatched", dialect: native, lean: true, meter: meter.route("unmatched")}
 	s.messages = meter.route("message")
@@ -323,7 +334,7 @@ func (s *Server) run(r *request) (err error) {
 	}()
 	if !r.route.lean {
 		var cancel context.CancelFunc
-		r.ctx, cancel = context.WithTimeout(r.ctx, requestTimeout)
+		r.ctx, cancel = context.WithTimeout(r.ctx, r.server.options.RequestTimeout)
 		defer cancel()
 	}
 	return r.route.handle(r)

@@ -69,13 +69,13 @@ func TestWhatHappenedIsProvenAndVerified(t *testing.T) {
 	call(t, http.MethodDelete, address+"/"+list.APIKeys[0].ID, "", "X-API-Key", admin.Key)
 	dir := t.TempDir()
 	checkpoint := filepath.Join(dir, "kept.note")
-	if err := os.WriteFile(checkpoint, []byte(awaitCheckpoint(t, server, "5")), 0o600); err != nil {
+	if err := os.WriteFile(checkpoint, []byte(awaitCheckpoint(t, server, "6")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	public := strings.TrimSpace(succeed(t, server, "audit", "key").Stdout)
 
 	v := verify(t, server, 0, "--checkpoint", checkpoint, "--key", public)
-	if !v.OK || len(v.Lanes) != 2 || v.Lanes[0].Covered != 5 {
+	if !v.OK || len(v.Lanes) != 2 || v.Lanes[0].Covered != 6 {
 		t.Errorf("the audit says %+v", v)
 	}
 
@@ -87,10 +87,10 @@ func TestWhatHappenedIsProvenAndVerified(t *testing.T) {
 	if len(list.APIKeys) != 4 || list.APIKeys[0].Status != "active" {
 		t.Errorf("at position 4 the list is %+v", list)
 	}
-	if told := succeed(t, server, "audit", "history", list.APIKeys[0].ID).Stdout; !strings.Contains(told, `as "three"`) || !strings.Contains(told, "revoked key") {
+	if told := succeed(t, server, "audit", "history", list.APIKeys[0].ID).Stdout; !strings.Contains(told, `as "three"`) || !strings.Contains(told, "revoked key") || !strings.Contains(told, "no verifier accepts") {
 		t.Errorf("the key's life is told as %s", told)
 	}
-	if told := succeed(t, server, "audit", "diff", "--from", "4").Stdout; strings.Count(told, "\n") != 1 || !strings.Contains(told, "KeyRevoked") {
+	if told := succeed(t, server, "audit", "diff", "--from", "4").Stdout; strings.Count(told, "\n") != 2 || !strings.Contains(told, "KeyRevoked") || !strings.Contains(told, "RevocationFenced") {
 		t.Errorf("since position 4 this has changed: %s", told)
 	}
 	if told := succeed(t, server, "audit", "tail", "--types", "KeyCreated").Stdout; strings.Count(told, "\n") != 4 {

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"net"
+	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,6 +17,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/eventstore"
+	"keyledger/fence"
 	keyhttp "keyledger/http"
 	"keyledger/index"
 	"keyledger/internal/backing"
@@ -50,6 +53,8 @@ type node struct {
 	list      *keylist.List
 	index     *index.Index
 	uses      *verification.Accountant
+	fence     *fence.Fence
+	boot      domain.ID // of this run: names its lease and its uses
 	relays    []*publisher.Relay
 	feed      *publisher.Feed
 	server    *keyhttp.Server
@@ -81,6 +86,7 @@ func (n *node) start(ctx context.Context) error {
 		n.startRelays,
 		n.startFeed,
 		n.startIndex,
+		n.startFence,
 		func(ctx context.Context) error { return n.startHTTP(ctx, masterKey, jwtSecret) },
 		n.awaitReady,
 		n.startNATSService,
@@ -241,12 +247,18 @@ func (n *node) startFeed(context.Context) error {
 }
 
 // startIndex loads the verification index, and accounts the uses that it sees.
-func (n *node) startIndex(context.Context) error {
-	n.index = index.New(index.Options{Logger: n.logger, TuneCollector: true})
+func (n *node) startIndex(context.Context) (err error) {
+	if n.boot, err = domain.NewID(time.Now(), rand.Reader); err != nil {
+		return err
+	}
+	options := index.Options{Logger: n.logger, TuneCollector: true, Leased: true, Lease: n.config.Lease}
+	if n.config.Stale == config.StaleServe {
+		options.MaxStale = n.config.MaxStale
+	}
+	n.index = index.New(options)
 	projection := verification.New(n.index, verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry})
-	var err error
 	n.uses, err = verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
-		Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
+		Boot: n.boot, Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
@@ -255,6 +267,33 @@ func (n *node) startIndex(context.Context) error {
 	n.parts.Go("accounting of uses", n.uses.Run)
 	return nil
 }
+
+// startFence joins those whom revocations wait for. It stops when every door is closed.
+func (n *node) startFence(ctx context.Context) error {
+	pool, err := eventstore.Connect(ctx, n.database.URL, eventstore.ConnectOptions{MaxConns: fenceConnections})
+	if err != nil {
+		return err
+	}
+	ledger, epoch := n.store.Ledger()
+	hostname, _ := os.Hostname() // for people
+	n.fence, err = fence.New(fence.Options{
+		ID: n.boot, Name: hostname, Lease: n.config.Lease, Pool: pool, Log: n.store, Index: n.index,
+		Transport: publisher.NewNotices(n.conn, ledger, epoch, n.logger), Logger: n.logger, Registerer: n.registry,
+	})
+	if err != nil {
+		pool.Close()
+		return err
+	}
+	n.parts.Go("fence", func(ctx context.Context) error {
+		defer pool.Close()
+		return n.fence.Run(ctx)
+	})
+	return nil
+}
+
+// fenceConnections are a renewal's, a revocation's that reads who is to be waited
+// for, and a joining verifier's. A lease does not queue behind commands.
+const fenceConnections = 4
 
 // startHTTP serves, and says where. /livez answers from here on, /readyz when the
 // index is loaded.
@@ -265,7 +304,8 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	}
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
-		Ledger: n.store, Verifier: n.index, Keys: n.list, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(), Events: feed{n.feed}, Usage: usage.NewCounts(n.pool, n.store, n.usage),
+		Ledger: n.store, Verifier: n.index, Keys: n.list, Fence: n.fence, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(),
+		Events: feed{n.feed}, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired, Durable: n.uses, Exact: n.config.Usage == config.UsageExact, UnknownKeys: n.config.UnknownKeys,
 		Tokens: keyhttp.TokenOptions{
@@ -297,6 +337,9 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	return n.dir.WriteEndpoints(n.endpoints)
 }
 
+// requestTimeout bounds what a request takes beside the wait for a fence.
+const requestTimeout = 15 * time.Second
+
 const askReadyEvery = 2 * time.Millisecond
 
 // awaitReady returns when the index answers.
@@ -311,6 +354,13 @@ func (n *node) awaitReady(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+	select {
+	case <-n.fence.Leased():
+	case err := <-n.parts.Failed():
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 	return nil
 }

@@ -69,6 +69,16 @@ type Config struct {
 	// How many answers about unknown keys an address gets in a minute, with any
 	// credential or none; known keys are never slowed.
 	UnknownKeys uint32 `env:"KEYLEDGER_UNKNOWN_KEYS" envDefault:"1000"`
+	// How long a server may say that keys are valid without having asked the database
+	// whether any was revoked: 100ms to 60s. A revocation waits as long for a
+	// server that does not answer; a longer lease bridges longer failovers of the database.
+	Lease time.Duration `env:"KEYLEDGER_LEASE" envDefault:"1s"`
+	// What to do when the lease has run out: refuse (503 until it is renewed), or serve
+	// what is known, marked as stale, for as long as --max-stale.
+	Stale Stale `env:"KEYLEDGER_STALE" envDefault:"refuse"`
+	// With --stale serve: how long since the database was last asked. Meanwhile a
+	// revocation may not hold here.
+	MaxStale time.Duration `env:"KEYLEDGER_MAX_STALE" envDefault:"60s"`
 	// How long uses of keys are added up before they are written to the log.
 	FlushInterval time.Duration `env:"KEYLEDGER_FLUSH_INTERVAL" envDefault:"1s"`
 

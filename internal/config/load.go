@@ -115,6 +115,10 @@ func (c Config) check() error {
 		return errors.New("--database-connections (KEYLEDGER_DATABASE_CONNECTIONS) must be at least 2")
 	case c.StreamReplicas < 0 || c.StreamReplicas > 5:
 		return errors.New("--stream-replicas (KEYLEDGER_STREAM_REPLICAS) must be 1 to 5")
+	case c.Lease < 100*time.Millisecond || c.Lease > time.Minute:
+		return errors.New("--lease (KEYLEDGER_LEASE) must be 100ms to 60s")
+	case c.Stale == StaleServe && c.MaxStale < c.Lease:
+		return errors.New("--max-stale (KEYLEDGER_MAX_STALE) must be at least the lease")
 	case c.FlushInterval <= 0:
 		return errors.New("--flush-interval (KEYLEDGER_FLUSH_INTERVAL) must be more than 0")
 	case c.UnknownKeys == 0:

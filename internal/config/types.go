@@ -136,6 +136,18 @@ func (m *UsageMode) UnmarshalText(text []byte) error {
 	return oneOf(m, text, UsageAccounted, UsageExact)
 }
 
+// Stale says what happens when the lease has run out.
+type Stale string
+
+const (
+	StaleRefuse Stale = "refuse"
+	StaleServe  Stale = "serve"
+)
+
+func (s *Stale) UnmarshalText(text []byte) error {
+	return oneOf(s, text, StaleRefuse, StaleServe)
+}
+
 func oneOf[T ~string](target *T, text []byte, known ...T) error {
 	names := make([]string, len(known))
 	for i, k := range known {
