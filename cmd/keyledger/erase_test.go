@@ -45,7 +45,7 @@ func TestAnErasedOrganizationIsNowhereToBeRead(t *testing.T) {
 	if told := succeed(t, server, "audit", "tail").Stdout; !strings.Contains(told, canary) {
 		t.Fatalf("the tail is %s", told)
 	}
-	note := awaitCheckpoint(t, server, "6")
+	note := awaitCheckpoint(t, server, "7")
 	dir := t.TempDir()
 	proof, checkpoint, file := filepath.Join(dir, "proof.json"), filepath.Join(dir, "kept.note"), filepath.Join(dir, "log.ndjson.zst")
 	if err := os.WriteFile(checkpoint, []byte(note), 0o600); err != nil {

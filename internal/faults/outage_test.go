@@ -18,10 +18,10 @@ import (
 )
 
 // external is a server on a Postgres and a NATS that the test can take away.
-func external(t *testing.T) (*servertest.Server, *testkit.Cluster, *testkit.NATSServer) {
+func external(t *testing.T, arguments ...string) (*servertest.Server, *testkit.Cluster, *testkit.NATSServer) {
 	t.Helper()
 	cluster, broker := testkit.Postgres(t, postgres.Options{}), testkit.NATS(t)
-	return servertest.Start(t, servertest.Options{Env: []string{
+	return servertest.Start(t, servertest.Options{Args: arguments, Env: []string{
 		"DATABASE_URL=" + cluster.URL(), "KEYLEDGER_DATABASE_ADMIN_URL=" + cluster.AdminURL(), "NATS_URL=" + broker.URL,
 		"KEYLEDGER_MASTER_KEY=" + hex.EncodeToString(make([]byte, eventstore.MasterKeySize)),
 	}}), cluster, broker
@@ -51,9 +51,16 @@ func TestWithoutPostgresWritesAndListsAreUnavailableAndGoodKeysStayGood(t *testi
 			t.Errorf("without Postgres %s is answered with %d, Retry-After %q: %s", name, status, header.Get("Retry-After"), body)
 		}
 	}
-	if status, _, body := c.verify(); status != http.StatusOK || !strings.Contains(body, `"VALID"`) {
-		t.Errorf("without Postgres a good key is answered with %d: %s", status, body)
-	}
+	await(t, "the end of the lease", func() bool {
+		status, header, body := c.verify()
+		switch {
+		case status == http.StatusServiceUnavailable && header.Get("Retry-After") != "":
+			return true
+		case status != http.StatusOK || !strings.Contains(body, `"VALID"`):
+			t.Fatalf("without Postgres a good key is answered with %d: %s", status, body)
+		}
+		return false
+	})
 	if status, _, _ := c.do(http.MethodGet, "/readyz", ""); status != http.StatusOK {
 		t.Errorf("without Postgres /readyz says %d: every node would be drained at once", status)
 	}
@@ -67,6 +74,28 @@ func TestWithoutPostgresWritesAndListsAreUnavailableAndGoodKeysStayGood(t *testi
 		t.Errorf("after Postgres has come back the list is answered with %d: %s", status, body)
 	}
 	server.Stop() // while there is a database to take the last uses
+}
+
+// Whoever would rather serve what is known than refuse says so, and is told which
+// answers are stale.
+func TestWithoutPostgresGoodKeysStayGoodWhereTheDeploymentSaysSo(t *testing.T) {
+	t.Parallel()
+	server, cluster, _ := external(t, "--stale", "serve", "--max-stale", "10m")
+	c := client{t: t, base: server.URL(), key: server.Bootstrap(organization, "--rate-limit", "0")}
+	cluster.Stop()
+	await(t, "a stale answer", func() bool {
+		status, _, body := c.verify()
+		if status != http.StatusOK || !strings.Contains(body, `"valid":true`) {
+			t.Fatalf("without Postgres a good key is answered with %d: %s", status, body)
+		}
+		return strings.Contains(body, `"stale":true`)
+	})
+	cluster.Start()
+	await(t, "an answer that is not stale", func() bool {
+		_, _, body := c.verify()
+		return !strings.Contains(body, `"stale":true`)
+	})
+	server.Stop()
 }
 
 func TestWithoutNATSEverythingGoesOnAndTheStreamCatchesUp(t *testing.T) {
