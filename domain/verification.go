@@ -41,6 +41,7 @@ type Verdict struct {
 type Limit struct {
 	PerMinute uint32 // 0: the key has no limit
 	Remaining uint32
+	Next      time.Time // when a use is accepted again; now, or before, while Remaining is not 0
 	Reset     time.Time // when Remaining is PerMinute again
 }
 

@@ -67,7 +67,8 @@ func TestBullseyeClientsCreateListAndRevoke(t *testing.T) {
 	s.pass(time.Hour)
 	// The seed's own example: a content type on GET.
 	s.ask("GET", bullseyePath, "X-API-Key: "+created.PlainKey, "Content-Type: application/json").
-		has(t, "X-RateLimit-Limit", "1000").has(t, "X-RateLimit-Remaining", "999").has(t, "X-RateLimit-Reset", "1768471261")
+		has(t, "X-RateLimit-Limit", "1000").has(t, "X-RateLimit-Remaining", "999").has(t, "X-RateLimit-Reset", "1768471261").
+		has(t, "RateLimit-Policy", `"minute";q=1000;w=60`).has(t, "RateLimit", `"minute";r=999;t=0`)
 	a = s.ask("GET", bullseyePath+"/", "Authorization: Bearer "+admin)
 	list := decode[struct {
 		APIKeys []json.RawMessage `json:"apiKeys"`
@@ -176,7 +177,7 @@ func TestBullseyeErrors(t *testing.T) {
 		{"not JSON", "POST", bullseyePath, []string{"X-API-Key: " + admin, "Content-Type: text/plain", `{"name":"n"}`}, 415, bad("unsupported_media_type", "Content-Type must be application/json", "Content-Type"), "", ""},
 		{"compressed", "POST", bullseyePath, []string{"X-API-Key: " + admin, "Content-Encoding: gzip", `{"name":"n"}`}, 415, bad("unsupported_media_type", "Content-Encoding must be identity", "Content-Encoding"), "", ""},
 		{"idempotency key reused", "POST", bullseyePath, []string{"X-API-Key: " + admin, "Idempotency-Key: once", `{"name":"two"}`}, 422, bad("unprocessable", "the idempotency key was used for another request", ""), "", ""},
-		{"over the limit", "GET", bullseyePath, []string{"X-API-Key: " + scarce}, 429, bad("rate_limited", "Rate limit exceeded", ""), "Retry-After", "60"},
+		{"over the limit", "GET", bullseyePath, []string{"X-API-Key: " + scarce}, 429, bad("rate_limited", "Rate limit exceeded", ""), "Retry-After", "40"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := s.ask(test.method, test.path, test.rest...).is(t, test.status, test.body)

@@ -174,7 +174,7 @@ func TestBunshipErrors(t *testing.T) {
 		{"too large", "POST", bunshipPath, []string{user, big}, 413, bunshipError("PAYLOAD_TOO_LARGE", "the body must be at most 65536 bytes", ""), "", ""},
 		{"not JSON", "POST", bunshipPath, []string{user, "Content-Type: application/x-www-form-urlencoded", `{"name":"n"}`}, 415, bunshipError("UNSUPPORTED_MEDIA_TYPE", "Content-Type must be application/json", `"field":"Content-Type"`), "", ""},
 		{"idempotency key reused", "POST", bunshipPath, []string{user, "Idempotency-Key: once", `{"name":"two"}`}, 422, bunshipError("IDEMPOTENCY_KEY_REUSED", "the idempotency key was used for another request", ""), "", ""},
-		{"over the limit", "GET", bunshipPath, []string{"X-API-Key: " + scarce}, 429, bunshipError("RATE_LIMITED", "Rate limit exceeded", ""), "Retry-After", "60"},
+		{"over the limit", "GET", bunshipPath, []string{"X-API-Key: " + scarce}, 429, bunshipError("RATE_LIMITED", "Rate limit exceeded", ""), "Retry-After", "40"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := s.ask(test.method, test.path, test.rest...).is(t, test.status, test.body)

@@ -139,7 +139,10 @@ func (g *ledger) Verify(v domain.Verification) (domain.Verdict, error) {
 					s.spent++
 				}
 			}
-			verdict.Limit = domain.Limit{PerMinute: limit, Remaining: limit - s.spent, Reset: g.minute}
+			verdict.Limit = domain.Limit{PerMinute: limit, Remaining: limit - s.spent, Next: v.Now, Reset: g.minute}
+			if s.spent == limit {
+				verdict.Limit.Next = g.minute.Add(-20 * time.Second)
+			}
 		}
 		if verdict.Outcome == domain.OutcomeValid {
 			s.used, s.uses = v.Now, s.uses+1

@@ -60,10 +60,8 @@ func (s *Server) arrive(c *fasthttp.RequestCtx, f *fiber.Ctx, rt *route) *reques
 // depart ends a request: rate-limit headers, metrics, span, access log. Nobody
 // has it any more afterwards.
 func (s *Server) depart(r *request) {
-	if l := r.limit; l.PerMinute > 0 {
-		r.set("X-RateLimit-Limit", strconv.FormatUint(uint64(l.PerMinute), 10))
-		r.set("X-RateLimit-Remaining", strconv.FormatUint(uint64(l.Remaining), 10))
-		r.set("X-RateLimit-Reset", strconv.FormatInt(ceilUnix(l.Reset), 10))
+	if r.limit.PerMinute > 0 {
+		r.setLimit(&r.limit)
 	}
 	status := r.status()
 	took := s.since(r.arrived)
@@ -84,6 +82,25 @@ func (s *Server) depart(r *request) {
 		s.log(r, level, status, took)
 	}
 	s.requests.Put(r)
+}
+
+// setLimit sets the header fields about a key's limit: those that everybody knows, and those of the
+// IETF's draft (draft-ietf-httpapi-ratelimit-headers). t there is when it gets better: when a
+// use is accepted again while there is none left, and otherwise when all are there again.
+func (r *request) setLimit(l *domain.Limit) {
+	r.set("X-RateLimit-Limit", strconv.FormatUint(uint64(l.PerMinute), 10))
+	r.set("X-RateLimit-Remaining", strconv.FormatUint(uint64(l.Remaining), 10))
+	r.set("X-RateLimit-Reset", strconv.FormatInt(ceilUnix(l.Reset), 10))
+	better := l.Reset
+	if l.Remaining == 0 {
+		better = l.Next
+	}
+	wait := max(0, int64((better.Sub(r.server.clock())+time.Second-1)/time.Second))
+	field := make([]byte, 0, 48)
+	field = strconv.AppendUint(append(field, `"minute";q=`...), uint64(l.PerMinute), 10)
+	r.setBytes("RateLimit-Policy", append(field, `;w=60`...))
+	field = strconv.AppendUint(append(field[:0], `"minute";r=`...), uint64(l.Remaining), 10)
+	r.setBytes("RateLimit", strconv.AppendInt(append(field, `;t=`...), wait, 10))
 }
 
 // since is cheaper than reading the real clock, of which it needs a half.

@@ -157,6 +157,10 @@ func (r *request) setStatus(status int) { r.http.Response.SetStatusCode(status) 
 // set sets a header field of the answer.
 func (r *request) set(name, value string) { r.http.Response.Header.Set(name, value) }
 
+func (r *request) setBytes(name string, value []byte) {
+	r.http.Response.Header.SetBytesV(name, value)
+}
+
 // answer gives the body away: it must not be changed afterwards.
 func (r *request) answer(status int, contentType string, body []byte) {
 	response := &r.http.Response
@@ -192,7 +196,7 @@ func (r *request) fail(err error) {
 	case domain.CodeRateLimited:
 		wait := r.retryAfter
 		if wait == 0 {
-			wait = r.limit.Reset.Sub(r.server.clock())
+			wait = r.limit.Next.Sub(r.server.clock())
 		}
 		r.set(fiber.HeaderRetryAfter, seconds(wait))
 	default:

@@ -156,26 +156,28 @@ func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where
 	case !scopes.implyAll(v.Required):
 		verdict.Outcome = domain.OutcomeInsufficientScope
 	}
-	var left uint32
-	var newest uint64
+	var s standing
 	switch {
 	case v.Silent:
-		left, newest = c.peek(ref, t.limit, bucket)
+		s = c.peek(ref, t.limit, bucket)
 	case verdict.Outcome == domain.OutcomeValid:
-		verdict.Outcome, where.tally, left, newest, err = c.use(ref, &f, &t, v.Free, verdict.Stale, micros/1000, bucket, position)
+		verdict.Outcome, where.tally, s, err = c.use(ref, &f, &t, v.Free, verdict.Stale, micros/1000, bucket, position)
 		if err != nil {
 			*verdict = domain.Verdict{}
 			return where, domain.Unavailable(err)
 		}
 	default:
 		c.refuse(ref, f.id, t.organization, verdict.Outcome, micros/1000, position)
-		left, newest = c.peek(ref, t.limit, bucket)
+		s = c.peek(ref, t.limit, bucket)
 	}
 	if t.limit > 0 {
-		verdict.Limit = domain.Limit{PerMinute: t.limit, Remaining: left, Reset: v.Now}
+		verdict.Limit = domain.Limit{PerMinute: t.limit, Remaining: s.left, Next: v.Now, Reset: v.Now}
 		// The newest use is forgotten eleven buckets after its own began.
-		if wait := time.Duration((newest+buckets+1)*bucketWidth) - since; newest > 0 && wait > 0 {
+		if wait := time.Duration((s.newest+buckets+1)*bucketWidth) - since; s.newest > 0 && wait > 0 {
 			verdict.Limit.Reset = v.Now.Add(wait)
+		}
+		if wait := time.Duration(s.next*bucketWidth) - since; s.next > 0 && wait > 0 {
+			verdict.Limit.Next = v.Now.Add(wait)
 		}
 	}
 	return where, nil

@@ -93,15 +93,47 @@ func units(past uint64) uint64 {
 	return pairs * 0x1001001001001 >> 48 & 0xfff
 }
 
-// take counts one use in a bucket, unless the limit is reached, and says how many
-// more there may be and which bucket was used last.
-func (t *tally) take(owner, limit uint32, now uint64) (left uint32, newest uint64, _ taking) {
+// standing is where a key stands against its limit.
+type standing struct {
+	left   uint32 // uses that there may be now
+	newest uint64 // the newest bucket with a use that is remembered, 0: there is none
+	next   uint64 // when there is none left: the bucket in which there is one again
+}
+
+// stand tells where these words stand.
+func stand(limit uint32, count, past, bucket, each uint64) standing {
+	s := standing{newest: newestUse(count, past, bucket)}
+	if used := units(past&pastMask)*each + count; used < uint64(limit) {
+		s.left = limit - uint32(used)
+	} else {
+		s.next = bucket + room(limit, count, past, each)
+	}
+	return s
+}
+
+// room says in how many buckets there is room for a use, when nothing is used until then. What has
+// filled the newest bucket goes on counting as finish moves it.
+func room(limit uint32, count, past, each uint64) uint64 {
+	whole := min(count/each, mostUnits)
+	left := count - whole*each
+	past &= pastMask
+	for ahead := uint64(1); ahead <= buckets; ahead++ {
+		if kept := (past<<(unitBits*ahead) | whole<<(unitBits*(ahead-1))) & pastMask; units(kept)*each+left < uint64(limit) {
+			return ahead
+		}
+	}
+	return buckets + 1
+}
+
+// take counts one use in a bucket, unless the limit is reached, and says where the key
+// stands then.
+func (t *tally) take(owner, limit uint32, now uint64) (standing, taking) {
 	each := unit(limit)
 	for {
 		recent := t.recent.Load()
 		past := t.past.Load()
 		if !t.belongsTo(owner) {
-			return 0, 0, gone
+			return standing{}, gone
 		}
 		if recent>>aheadShift&15 != 0 {
 			t.finish(recent, past, each)
@@ -116,7 +148,7 @@ func (t *tally) take(owner, limit uint32, now uint64) (left uint32, newest uint6
 			if past&pastMask == 0 && (count == 0 || ahead > buckets) {
 				// Nothing to remember: the move and the use are one step.
 				if t.recent.CompareAndSwap(recent, recent>>turnShift<<turnShift|now<<bucketShift|1) {
-					return limit - 1, now, taken
+					return stand(limit, 1, 0, now, each), taken
 				}
 				continue
 			}
@@ -126,12 +158,11 @@ func (t *tally) take(owner, limit uint32, now uint64) (left uint32, newest uint6
 			}
 			continue
 		}
-		used := units(past&pastMask)*each + count
-		if used >= uint64(limit) {
-			return 0, newestUse(count, past, bucket), refused
+		if units(past&pastMask)*each+count >= uint64(limit) {
+			return stand(limit, count, past, bucket, each), refused
 		}
 		if t.recent.CompareAndSwap(recent, recent+1) {
-			return limit - uint32(used) - 1, bucket, taken
+			return stand(limit, count+1, past, bucket, each), taken
 		}
 	}
 }
@@ -153,14 +184,13 @@ func (t *tally) finish(recent, past, each uint64) {
 	t.recent.CompareAndSwap(recent, turn<<turnShift|recent>>bucketShift&bucketMask<<bucketShift|left)
 }
 
-// peek says how many uses there may be, and which bucket was used last, without
-// counting one.
-func (t *tally) peek(owner, limit uint32, now uint64) (left uint32, newest uint64) {
+// peek says where a key stands without counting a use.
+func (t *tally) peek(owner, limit uint32, now uint64) standing {
 	for {
 		recent := t.recent.Load()
 		past := t.past.Load()
 		if !t.belongsTo(owner) {
-			return limit, 0
+			return standing{left: limit}
 		}
 		if recent>>aheadShift&15 != 0 {
 			t.finish(recent, past, unit(limit))
@@ -170,15 +200,19 @@ func (t *tally) peek(owner, limit uint32, now uint64) (left uint32, newest uint6
 			continue
 		}
 		count, bucket := recent&recentMask, recent>>bucketShift&bucketMask
-		newest = newestUse(count, past, bucket)
 		if now > bucket+buckets {
-			return limit, newest
+			return standing{left: limit, newest: newestUse(count, past, bucket)}
 		}
+		s := stand(limit, count, past, bucket, unit(limit))
 		if now > bucket {
-			past <<= unitBits * (now - bucket)
+			// As a move would leave it, but that what is beyond whole units counts in this bucket.
+			if used := units(past<<(unitBits*(now-bucket))&pastMask)*unit(limit) + count; used < uint64(limit) {
+				s.left, s.next = limit-uint32(used), 0
+			} else {
+				s.left = 0
+			}
 		}
-		used := units(past&pastMask)*unit(limit) + count
-		return limit - uint32(min(used, uint64(limit))), newest
+		return s
 	}
 }
 

@@ -32,7 +32,7 @@ func (l *slidingLog) within(window, now time.Duration) int {
 }
 
 func takeAt(t *tally, limit uint32, at time.Duration) bool {
-	_, _, result := t.take(owner, limit, bucketOf(at))
+	_, result := t.take(owner, limit, bucketOf(at))
 	return result == taken
 }
 
@@ -62,12 +62,27 @@ func TestNoWindowOf60SecondsPassesMoreThanTheLimit(t *testing.T) {
 					t.Fatalf("refused at %v after %d of %d in 66 seconds", now, remembered, limit)
 				}
 			}
-			left, newest := tally.peek(owner, limit, bucketOf(now))
+			s := tally.peek(owner, limit, bucketOf(now))
+			left, newest := s.left, s.newest
 			if exact := int(limit) - log.within(time.Minute, now); int(left) > exact {
 				t.Fatalf("%d are said to be left where %d are", left, exact)
 			}
 			if left < limit && newest == 0 {
 				t.Fatalf("%d of %d are left, and no use is known", left, limit)
+			}
+			if (left == 0) != (s.next > 0) {
+				t.Fatalf("%d are left, and the next one is at %d", left, s.next)
+			}
+			if s.next > 0 && rapid.Bool().Draw(t, "wait") {
+				// Whoever waits as long as it is told is let in, and nobody is told to wait longer than it takes.
+				before, after := time.Duration(s.next*bucketWidth)-1, time.Duration(s.next*bucketWidth)
+				if before >= now && takeAt(tally, limit, before) {
+					t.Fatalf("%v before the moment that was told there is room", after-before)
+				}
+				if after < now || !takeAt(tally, limit, after) {
+					t.Fatalf("at %v, the moment that was told at %v, there is no room", after, now)
+				}
+				log.accepted, now = append(log.accepted, after), after
 			}
 		}
 	})

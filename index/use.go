@@ -16,22 +16,22 @@ func (c *contents) number(ref uint32) *number {
 // use charges a key's limit and counts the use, or counts that it was refused
 // because of the limit. bucket is the moment on the limit's clock. What was accepted
 // without a lease is rare, and counted where refusals are.
-func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number, left uint32, newest uint64, err error) {
+func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number uint32, s standing, err error) {
 	for {
 		tally, number, err := c.tally(ref, millis)
 		if err != nil {
-			return 0, 0, 0, 0, err
+			return 0, 0, s, err
 		}
 		switch {
 		case t.limit == 0:
 		case free:
-			left, newest = tally.peek(ref, t.limit, bucket)
+			s = tally.peek(ref, t.limit, bucket)
 		default:
 			var result taking
-			left, newest, result = tally.take(ref, t.limit, bucket)
+			s, result = tally.take(ref, t.limit, bucket)
 			if result == refused {
 				c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
-				return domain.OutcomeRateLimited, 0, 0, newest, nil
+				return domain.OutcomeRateLimited, 0, s, nil
 			}
 			if result == gone {
 				c.unlink(ref, number)
@@ -40,12 +40,12 @@ func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis
 		}
 		if stale {
 			c.refuse(ref, f.id, t.organization, domain.OutcomeValidStale, millis, position)
-			return domain.OutcomeValid, 0, left, newest, nil
+			return domain.OutcomeValid, 0, s, nil
 		}
 		// When the tally was taken away in between, what was charged went with it, and
 		// is charged again in the next one.
 		if tally.count(ref, millis, position) {
-			return domain.OutcomeValid, number, left, newest, nil
+			return domain.OutcomeValid, number, s, nil
 		}
 		c.unlink(ref, number)
 	}
@@ -144,10 +144,10 @@ func (c *contents) collectRefusals(uses []Counted) []Counted {
 	return uses
 }
 
-// peek says how many uses an entry's limit leaves, without counting one.
-func (c *contents) peek(ref, limit uint32, bucket uint64) (left uint32, newest uint64) {
+// peek says where an entry stands against its limit, without counting a use.
+func (c *contents) peek(ref, limit uint32, bucket uint64) standing {
 	if number := c.number(ref).Load(); number != 0 {
 		return c.tallies.at(number).peek(ref, limit, bucket)
 	}
-	return limit, 0
+	return standing{left: limit}
 }
