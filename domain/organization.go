@@ -104,22 +104,37 @@ func DecideOrganization(o Organization, command OrganizationCommand) ([]Event, e
 // EvolveOrganization folds one event of the organization's stream. It never
 // changes the map of the state that it was given.
 func EvolveOrganization(o Organization, event Event) (Organization, error) {
+	return OrganizationFold()(o, event)
+}
+
+// OrganizationFold gives an EvolveOrganization for one run of events, each on what the one
+// before gave: it copies the members once and not for every event.
+func OrganizationFold() func(Organization, Event) (Organization, error) {
+	mine := false
+	return func(o Organization, event Event) (Organization, error) {
+		if !mine {
+			o.Members = maps.Clone(o.Members)
+			mine = true
+		}
+		return evolveOrganization(o, event)
+	}
+}
+
+func evolveOrganization(o Organization, event Event) (Organization, error) {
 	switch e := event.(type) {
 	case MemberAdded:
-		members := maps.Clone(o.Members)
-		if members == nil {
-			members = map[UserID]Member{}
+		if o.Members == nil {
+			o.Members = map[UserID]Member{}
 		}
 		since := e.At
-		if m, ok := members[e.User]; ok {
+		if m, ok := o.Members[e.User]; ok {
 			since = m.Since
 		}
-		members[e.User] = Member{Role: e.Role, Since: since}
-		return Organization{Members: members, Erased: o.Erased}, nil
+		o.Members[e.User] = Member{Role: e.Role, Since: since}
+		return o, nil
 	case MemberRemoved:
-		members := maps.Clone(o.Members)
-		delete(members, e.User)
-		return Organization{Members: members, Erased: o.Erased}, nil
+		delete(o.Members, e.User)
+		return o, nil
 	case OrganizationErased:
 		return Organization{Erased: true}, nil
 	case KeyCreated, KeyRevoked, RevocationFenced, KeyUsed:

@@ -23,17 +23,19 @@ func (s *Store) ChangeKey(ctx context.Context, request domain.Request, id domain
 	_, fresh := command.(domain.CreateKey)
 	return execute(ctx, s, request, KeyStream(id), fresh, decider[domain.Key]{
 		decide: func(key domain.Key) ([]domain.Event, error) { return domain.DecideKey(key, command) },
-		evolve: domain.EvolveKey,
+		fold:   func() evolve[domain.Key] { return domain.EvolveKey },
 	})
 }
 
 // ChangeOrganization decides a command on an organization and appends what follows from it.
 func (s *Store) ChangeOrganization(ctx context.Context, request domain.Request, id domain.OrganizationID, command domain.OrganizationCommand) (domain.Organization, domain.Receipt, error) {
 	return execute(ctx, s, request, OrganizationStream(id), false, decider[domain.Organization]{
+		known: func() (domain.Organization, uint64) { return s.members.get(id) },
 		decide: func(o domain.Organization) ([]domain.Event, error) {
 			return domain.DecideOrganization(o, command)
 		},
-		evolve: domain.EvolveOrganization,
+		fold: organizationFold,
+		keep: func(o domain.Organization, version uint64) { s.members.put(id, o, version) },
 	})
 }
 
@@ -46,7 +48,7 @@ func (s *Store) Key(ctx context.Context, id domain.KeyID) (domain.Key, uint64, e
 // last folded.
 func (s *Store) Organization(ctx context.Context, id domain.OrganizationID) (domain.Organization, uint64, error) {
 	state, version := s.members.get(id)
-	state, version, err := load(ctx, s, OrganizationStream(id), state, version, 0, domain.EvolveOrganization)
+	state, version, err := load(ctx, s, OrganizationStream(id), state, version, 0, domain.OrganizationFold())
 	if err != nil {
 		return domain.Organization{}, 0, err
 	}
@@ -96,8 +98,15 @@ func (s *Store) AppendUsage(ctx context.Context, flush UsageFlush) (domain.Recei
 // decider is how a command on a state S is decided and what events make of it.
 type decider[S any] struct {
 	decide func(S) ([]domain.Event, error)
-	evolve func(S, domain.Event) (S, error)
+	fold   func() evolve[S]   // for one run of events
+	known  func() (S, uint64) // where a fold may begin, and at which version; nil: at nothing
+	keep   func(S, uint64)    // takes what the stream has come to; nil: nobody does
 }
+
+// evolve folds one event.
+type evolve[S any] = func(S, domain.Event) (S, error)
+
+func organizationFold() evolve[domain.Organization] { return domain.OrganizationFold() }
 
 // execute is the write side's one loop: load, decide, append, and again when the
 // stream has moved meanwhile.
@@ -111,8 +120,14 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 		var version uint64
 		var err error
 		if !fresh || attempt > 0 {
-			if state, version, err = load(ctx, s, stream, zero, 0, 0, d.evolve); err != nil {
+			if d.known != nil {
+				state, version = d.known()
+			}
+			if state, version, err = load(ctx, s, stream, state, version, 0, d.fold()); err != nil {
 				return zero, domain.Receipt{}, err
+			}
+			if d.keep != nil {
+				d.keep(state, version)
 			}
 		}
 		events, refusal := d.decide(state)
@@ -120,7 +135,7 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 			// What is so already, or not possible any more, may be so because of this
 			// very command. A chosen id is asked about before anything else is said.
 			if request.Replayable {
-				replayed, receipt, err := replay(ctx, s, request, d.evolve)
+				replayed, receipt, err := replay(ctx, s, request, d.fold())
 				if err != nil || receipt.Replayed {
 					return replayed, receipt, err
 				}
@@ -147,8 +162,9 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 		}
 		switch answer.outcome {
 		case outcomeAppended:
+			fold := d.fold()
 			for _, e := range events {
-				if state, err = d.evolve(state, e); err != nil {
+				if state, err = fold(state, e); err != nil {
 					return zero, domain.Receipt{}, err
 				}
 			}
@@ -157,7 +173,7 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 			}
 			return state, answer.receipt, nil
 		case outcomeKnown:
-			state, _, err := load(ctx, s, answer.known.Stream, zero, 0, answer.known.Version, d.evolve)
+			state, _, err := load(ctx, s, answer.known.Stream, zero, 0, answer.known.Version, d.fold())
 			return state, answer.receipt, err
 		case outcomeReused:
 			return zero, domain.Receipt{}, idempotencyReused()
@@ -177,7 +193,7 @@ func execute[S any](ctx context.Context, s *Store, request domain.Request, strea
 
 // replay gives the first answer to a command whose id a client chose. Its receipt
 // is not Replayed when there was none.
-func replay[S any](ctx context.Context, s *Store, request domain.Request, evolve func(S, domain.Event) (S, error)) (S, domain.Receipt, error) {
+func replay[S any](ctx context.Context, s *Store, request domain.Request, evolve evolve[S]) (S, domain.Receipt, error) {
 	var zero S
 	var known knownCommand
 	var fingerprint []byte
@@ -213,7 +229,7 @@ func guardStream(g domain.Guard) (Stream, uint64) {
 }
 
 // load folds a stream behind a version, through another one (0: its end).
-func load[S any](ctx context.Context, s *Store, stream Stream, state S, after, through uint64, evolve func(S, domain.Event) (S, error)) (S, uint64, error) {
+func load[S any](ctx context.Context, s *Store, stream Stream, state S, after, through uint64, evolve evolve[S]) (S, uint64, error) {
 	var zero S
 	version := after
 	for r, err := range s.ReadStream(ctx, stream, after) {

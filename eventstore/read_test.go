@@ -3,6 +3,7 @@ package eventstore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"testing"
@@ -228,5 +229,47 @@ func someMetadata(key domain.KeyID) domain.Metadata {
 	return domain.Metadata{
 		Actor: domain.Actor{Kind: domain.ActorKey, Key: key}, RequestID: "req_1", TraceID: "4bf92f3577b34da6a3ce929d0e0e4736",
 		Source: testAddress,
+	}
+}
+
+// A stream is folded from its beginning once in a process; so that must be bearable for the
+// longest that there are, which are the members of large organizations.
+func TestALongStreamIsFoldedOnceAndFast(t *testing.T) {
+	t.Parallel()
+	db := testkit.Database(t)
+	n := open(t, db.URL)
+	const events = 6000
+	add := func(i int) domain.AddMember {
+		return domain.AddMember{Now: now(), Organization: acme, User: domain.UserID(fmt.Sprint("user_", i)), Role: "member"}
+	}
+	if _, _, err := n.ChangeOrganization(t.Context(), domain.Request{}, acme, add(0)); err != nil {
+		t.Fatal(err)
+	}
+	// As an import would: what the log says of one member, again and again.
+	owner, err := pgx.Connect(t.Context(), db.AdminURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close(t.Context())
+	_, err = owner.Exec(t.Context(), fmt.Sprintf(`INSERT INTO events (lane, position, epoch, id, stream, version, organization, type, schema, recorded_at, data, metadata, sealed)
+		SELECT e.lane, n, e.epoch, e.id, e.stream, n, e.organization, e.type, e.schema, e.recorded_at, e.data, e.metadata, e.sealed FROM events e, generate_series(2, %d) n;
+		UPDATE log_head SET position = %[1]d WHERE lane = 'lifecycle'`, events))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := open(t, db.URL)
+	started := time.Now()
+	if _, version, err := fresh.Organization(t.Context(), acme); err != nil || version != events {
+		t.Fatalf("the organization is at version %d, %v", version, err)
+	}
+	t.Logf("%d events of one stream were folded in %s", events, time.Since(started))
+	for i := range 3 {
+		o, receipt, err := fresh.ChangeOrganization(t.Context(), domain.Request{}, acme, add(i+1))
+		if err != nil || receipt.Version != events+uint64(i)+1 || len(o.Members) != i+2 {
+			t.Fatalf("%+v, %v, %d members", receipt, err, len(o.Members))
+		}
+	}
+	if o, _, err := fresh.Organization(t.Context(), acme); err != nil || len(o.Members) != 4 {
+		t.Errorf("%d members, %v", len(o.Members), err)
 	}
 }
