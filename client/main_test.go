@@ -1,9 +1,15 @@
 package client_test
 
 import (
+	"os"
 	"testing"
 
 	"keyledger/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(subscriberFile) != "" {
+		os.Exit(subscriberProcess())
+	}
+	testkit.Main(m)
+}
