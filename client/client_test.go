@@ -84,11 +84,18 @@ func TestTheWholeAPIOnARealServer(t *testing.T) {
 			t.Errorf("got %v, %v", codes, err)
 		}
 		ended, err := c.RevokeKey(ctx, "org_keys", made.ID, "the test is over")
-		if err != nil || !ended.Changed || ended.Key.Status != client.StatusRevoked || ended.Key.RevokedAt.IsZero() || ended.Position.Position <= made.Position.Position {
+		if err != nil || !ended.Changed || !ended.Fenced || ended.Confirmed+ended.Expired < 1 || ended.Key.Status != client.StatusRevoked || ended.Key.RevokedAt.IsZero() || ended.Position.Position <= made.Position.Position {
 			t.Errorf("got %+v, %v", ended, err)
 		}
 		if again, err := c.RevokeKey(ctx, "org_keys", made.ID, ""); err != nil || again.Changed || !again.Key.RevokedAt.Equal(ended.Key.RevokedAt) {
 			t.Errorf("got %+v, %v", again, err)
+		}
+		other, err := c.CreateKey(ctx, "org_keys", client.NewKey{Name: "later", Scopes: client.Scopes{"read"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if later, err := c.RevokeKeyAsync(ctx, "org_keys", other.ID, ""); err != nil || !later.Changed || later.Fenced || time.Until(later.FenceBy) > time.Minute || later.FenceBy.IsZero() {
+			t.Errorf("got %+v, %v", later, err)
 		}
 		if v, err := c.Verify(ctx, ask); err != nil || v.Valid || v.Code != client.Revoked {
 			t.Errorf("got %+v, %v", v, err)

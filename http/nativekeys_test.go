@@ -1,6 +1,7 @@
 package http_test
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"strings"
@@ -245,4 +246,58 @@ func TestAPositionOfAnotherEpochIsRefusedWithAdvice(t *testing.T) {
 			t.Errorf("%s %s: got %d %s", c.method, c.path, a.status, a.body)
 		}
 	}
+}
+
+// fence is what Hold answers, and what it was asked.
+type fence struct {
+	held   []domain.Position
+	answer domain.Fenced
+	err    error
+	ended  chan domain.Position
+}
+
+func (f *fence) Hold(_ context.Context, position domain.Position, _ time.Time) (domain.Fenced, error) {
+	f.held = append(f.held, position)
+	return f.answer, f.err
+}
+
+func (f *fence) By(_ context.Context, committed time.Time) (time.Time, error) {
+	return noon.Add(7 * time.Second), nil
+}
+
+func (f *fence) Record(_ domain.KeyID, position domain.Position, _ domain.Fenced) {
+	f.ended <- position
+}
+func (f *fence) Tell(context.Context, domain.Position) {}
+
+func TestARevocationTellsHowItCameToHoldEverywhere(t *testing.T) {
+	t.Parallel()
+	f := &fence{ended: make(chan domain.Position, 8), answer: domain.Fenced{Waited: 1234567 * time.Microsecond, Confirmed: make([]domain.ID, 3), Expired: make([]domain.ID, 1)}}
+	s := start(t, func(o *keyhttp.Options) { o.Fence = f })
+	admin := "X-API-Key: " + s.keyWith(createAnything).Reveal()
+	path := func() string { return nativePath + "/" + s.keyID(s.key(acme, "read")).String() }
+	tail := func(a answer, status int, want string) {
+		t.Helper()
+		if a.status != status || !strings.HasSuffix(a.body, want) {
+			t.Errorf("got %d %s, not %d ...%s", a.status, a.body, status, want)
+		}
+	}
+	first := path()
+	tail(s.ask("DELETE", first, admin, "Idempotency-Key: a"), 200, `},"changed":true,"fenced":true,"waitedMs":1234,"confirmed":3,"expired":1}`)
+	// Whoever asks again waits, too: another might not know yet.
+	tail(s.ask("DELETE", first, admin), 200, `},"changed":false,"fenced":true,"waitedMs":1234,"confirmed":3,"expired":1}`)
+	tail(s.ask("DELETE", first, admin, "Idempotency-Key: a").has(t, "Idempotent-Replayed", "true"), 200, `},"changed":true,"fenced":true,"waitedMs":1234,"confirmed":3,"expired":1}`)
+	if got := fmt.Sprint(f.held); got != "[3 3 3]" || <-f.ended != 3 || len(f.ended) != 0 {
+		t.Errorf("the fence was asked for %s", got)
+	}
+	later := path()
+	a := s.ask("DELETE", later, admin, "Prefer: wait=1, Respond-Async; x=y")
+	tail(a, 202, `},"changed":true,"fenced":false,"fenceBy":"2026-01-15T10:00:07.123Z"}`)
+	a.has(t, "Preference-Applied", "respond-async").has(t, "X-Keyledger-Position", "3:lifecycle:5")
+	if position := <-f.ended; position != 5 {
+		t.Errorf("the fence ended at %d", position)
+	}
+	f.err = errPostgresAway
+	a = s.ask("DELETE", path(), admin)
+	a.is(t, 503, problem(503, "Service Unavailable", "the ledger cannot be reached, try again", "unavailable", "")).has(t, "X-Keyledger-Position", "3:lifecycle:7")
 }
