@@ -249,6 +249,13 @@ func (f *Fence) By(ctx context.Context, committed time.Time) (time.Time, error) 
 	return by, nil
 }
 
+// Verifiers is how many revocations wait for, as this node last saw them.
+func (f *Fence) Verifiers() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.members)
+}
+
 // Tell waits a moment until the servers know of a position, so that a new key is known
 // wherever its owner takes it next. It is best effort: nobody waits for a server that
 // did not answer the last time.

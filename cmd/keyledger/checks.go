@@ -36,6 +36,12 @@ func (n *node) checks() []keyhttp.Check {
 			}
 			return fmt.Sprintf("%d keys at position %d", n.index.Len(), n.index.Position()), nil
 		}},
+		{Name: "lease", Run: func(context.Context) (string, error) {
+			if !n.index.Leased() {
+				return "", errors.New("it has ended: verification is unavailable here until the database answers")
+			}
+			return fmt.Sprintf("renewed, %s; revocations wait for %d verifiers", n.config.Lease, n.fence.Verifiers()), nil
+		}},
 		n.checkFollower("keylist", n.keylist),
 		n.checkFollower("usage", n.usage),
 	}
