@@ -86,6 +86,9 @@ func (w *Walk) Next(rows []Row) int {
 // End is the position at which the walk ended. The error is CodeUnavailable when
 // the keys were loaded anew meanwhile, or are not to be trusted any more.
 func (w *Walk) End() (domain.Position, error) {
+	// A key changes before its position does: whoever changes it now is waited for.
+	w.index.mu.Lock()
+	defer w.index.mu.Unlock()
 	position := domain.Position(w.contents.position.Load())
 	if w.index.contents.Load() != w.contents || !w.contents.loaded.Load() {
 		return 0, errNotReady
@@ -99,7 +102,11 @@ func (c *contents) row(ref uint32, row *Row) bool {
 	for {
 		state := e[7].Load()
 		if state == 0 {
-			return false // removed; or being added by an event that is newer than the walk
+			if e.digest() == (digestWords{}) {
+				return false // an empty place
+			}
+			runtime.Gosched() // it changes at this moment
+			continue
 		}
 		for i := range 4 {
 			binary.LittleEndian.PutUint64(row.Digest[8*i:], e[i].Load())

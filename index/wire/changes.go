@@ -10,7 +10,7 @@ import (
 
 // Change is an event of the lifecycle lane as far as verdicts depend on it: KeyCreated
 // without its prefix and its actor, KeyRevoked without its reason, RevocationFenced
-// without all that it says. Event is nil for anything else.
+// without all that it says, OrganizationErased. Event is nil for anything else.
 type Change struct {
 	Position domain.Position
 	Version  uint64
@@ -42,6 +42,10 @@ func AppendChange(dst []byte, ch Change) []byte {
 		return short(KindRevoked, e.Key)
 	case domain.RevocationFenced:
 		return short(KindTouched, e.Key)
+	case domain.OrganizationErased:
+		return AppendFrame(dst, KindErased, func(b []byte) []byte {
+			return appendText(binary.AppendUvarint(b, uint64(ch.Position)), string(e.Organization))
+		})
 	}
 	return appendPosition(dst, KindPosition, ch.Position)
 }
@@ -73,6 +77,8 @@ func ReadChange(kind Kind, payload []byte) (ch Change, err error) {
 		if kind == KindTouched {
 			ch.Event = domain.RevocationFenced{Key: id}
 		}
+	case KindErased:
+		ch.Event = domain.OrganizationErased{Organization: domain.OrganizationID(strings.Clone(c.text()))}
 	case KindPosition:
 	default:
 		return ch, fmt.Errorf("%w: kind %d is no change", ErrMalformed, kind)

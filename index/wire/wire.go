@@ -39,6 +39,7 @@ const (
 	KindPosition Kind = 19 // something else, or nothing up to here
 	KindAsked    Kind = 20 // confirm this position
 	KindAlive    Kind = 21 // nothing has happened
+	KindErased   Kind = 22 // the names of an organization's keys are to be forgotten
 
 	KindReport Kind = 32 // of uses
 	KindUses   Kind = 33

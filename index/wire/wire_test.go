@@ -28,6 +28,7 @@ func TestChangesComeBackAsTheyWere(t *testing.T) {
 		{2, 1, domain.KeyCreated{Key: domain.KeyID{9}, Organization: "o"}},
 		{3, 2, domain.KeyRevoked{Key: domain.KeyID{1}}},
 		{4, 3, domain.RevocationFenced{Key: domain.KeyID{1}}},
+		{5, 0, domain.OrganizationErased{Organization: "org_1"}},
 		{1 << 40, 0, nil},
 	}
 	var stream []byte

@@ -111,7 +111,7 @@ func (p *Projection) follow(ctx context.Context) error {
 		}
 		events = events[:0]
 		for _, r := range batch {
-			e, err := p.decode(ctx, r)
+			e, err := decode(ctx, p.log, r)
 			if err != nil {
 				// What came before it counts already.
 				if err := p.index.Apply(events); err != nil {
@@ -127,19 +127,4 @@ func (p *Projection) follow(ctx context.Context) error {
 		clear(events) // not to keep the batch
 	}
 	return domain.Unavailable(errors.New("the log ended"))
-}
-
-// decode opens the personal part of an event only for a key's name, so that a revocation needs
-// nothing but itself.
-func (p *Projection) decode(ctx context.Context, r eventstore.Recorded) (index.Event, error) {
-	e := index.Event{History: index.History{Ledger: r.Ledger, Epoch: r.Epoch}, Position: r.Position, Version: r.Version}
-	var err error
-	if r.Type == (domain.KeyCreated{}).EventName() {
-		var decoded eventstore.Event
-		decoded, err = p.log.Decode(ctx, r)
-		e.Event = decoded.Event
-	} else {
-		e.Event, err = eventstore.DecodeData(r)
-	}
-	return e, err
 }

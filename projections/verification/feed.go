@@ -1,0 +1,228 @@
+package verification
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+	"keyledger/index"
+	"keyledger/index/wire"
+)
+
+// Feed gives the keys to verifiers that others embed: those that an index has, and how
+// the log changes them. No query is made for it.
+type Feed struct {
+	index   *index.Index
+	log     Log
+	history index.History
+}
+
+// NewFeed makes a feed of an index that follows a log, whose ledger and epoch are given.
+func NewFeed(x *index.Index, log Log, ledger domain.ID, epoch uint32) *Feed {
+	return &Feed{index: x, log: log, history: index.History{Ledger: ledger, Epoch: epoch}}
+}
+
+const (
+	rowsAFrame  = 1024 // their names at their longest fit into a frame
+	framesAPart = 4
+)
+
+// Snapshot gives all keys as wire frames, compressed with zstd: part by part, then
+// io.EOF. Each part ends with a cursor, with which another snapshot goes on behind it: one that
+// was broken off need not begin anew. An empty cursor begins.
+func (f *Feed) Snapshot(cursor string) (next func(context.Context) ([]byte, error), stop func(), err error) {
+	at, err := readCursor(cursor)
+	if err != nil {
+		return nil, nil, err
+	}
+	walk, err := f.index.Walk(at)
+	if err != nil {
+		return nil, nil, err
+	}
+	encoder, _ := encoders.Get().(*zstd.Encoder)
+	if encoder == nil {
+		// One goroutine, and a small window: rows repeat what stands close by.
+		encoder, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(256<<10))
+		if err != nil {
+			return nil, nil, fmt.Errorf("compress a snapshot: %w", err)
+		}
+	}
+	s := &snapshot{walk: walk, encoder: encoder, rows: make([]index.Row, rowsAFrame), organizations: map[uint64]uint64{}, scopes: map[index.ScopeSet]uint64{}}
+	s.encoder.Reset(&s.compressed)
+	s.frames = wire.AppendHeader(s.frames, wire.Header{
+		Ledger: walk.History().Ledger, Epoch: walk.History().Epoch, Position: walk.Cursor().From, Keys: uint64(walk.Len()),
+	})
+	return s.next, s.stop, nil
+}
+
+var encoders sync.Pool
+
+// snapshot is one that is on its way.
+type snapshot struct {
+	walk          *index.Walk
+	encoder       *zstd.Encoder
+	rows          []index.Row
+	frames        []byte
+	compressed    bytes.Buffer
+	organizations map[uint64]uint64 // the numbers that were given in this answer
+	scopes        map[index.ScopeSet]uint64
+	ended         bool
+}
+
+func (s *snapshot) next(context.Context) ([]byte, error) {
+	if s.ended {
+		return nil, io.EOF
+	}
+	for range framesAPart {
+		n := s.walk.Next(s.rows)
+		if n == 0 {
+			end, err := s.walk.End()
+			if err != nil {
+				return nil, err
+			}
+			s.frames, s.ended = wire.AppendEnd(s.frames, end), true
+			break
+		}
+		s.append(s.rows[:n])
+	}
+	if !s.ended {
+		s.frames = wire.AppendCursor(s.frames, writeCursor(s.walk.Cursor()))
+	}
+	s.compressed.Reset()
+	if _, err := s.encoder.Write(s.frames); err != nil {
+		return nil, fmt.Errorf("compress a snapshot: %w", err)
+	}
+	s.frames = s.frames[:0]
+	finish := s.encoder.Flush // whoever has the part can read it
+	if s.ended {
+		finish = s.encoder.Close
+	}
+	if err := finish(); err != nil {
+		return nil, fmt.Errorf("compress a snapshot: %w", err)
+	}
+	return s.compressed.Bytes(), nil
+}
+
+// append appends a frame of keys, and before it what they refer to for the first time.
+func (s *snapshot) append(rows []index.Row) {
+	for i := range rows {
+		r := &rows[i]
+		if _, ok := s.organizations[r.Place]; !ok {
+			s.organizations[r.Place] = uint64(len(s.organizations))
+			s.frames = wire.AppendOrganization(s.frames, r.Organization)
+		}
+		if _, ok := s.scopes[r.Set]; !ok {
+			s.scopes[r.Set] = uint64(len(s.scopes))
+			s.frames = wire.AppendScopes(s.frames, r.Scopes)
+		}
+	}
+	s.frames = wire.AppendFrame(s.frames, wire.KindKeys, func(b []byte) []byte {
+		var k wire.Key
+		for i := range rows {
+			r := &rows[i]
+			k = wire.Key{
+				Digest: r.Digest, ID: r.ID, Revoked: r.Revoked, Disabled: r.Disabled, Organization: s.organizations[r.Place], Scopes: s.scopes[r.Set],
+				Limit: r.Limit, Version: r.Version, ExpiresAt: r.ExpiresAt, Name: r.Name,
+			}
+			b = wire.AppendKey(b, &k)
+		}
+		return b
+	})
+}
+
+func (s *snapshot) stop() {
+	s.encoder.Reset(nil)
+	encoders.Put(s.encoder)
+}
+
+// Cursors are texts for those who have them, and numbers for the index.
+
+const cursorBytes = 8 + 8 + 4
+
+func writeCursor(c index.Cursor) string {
+	var b [cursorBytes]byte
+	binary.BigEndian.PutUint64(b[0:], c.Contents)
+	binary.BigEndian.PutUint64(b[8:], uint64(c.From))
+	binary.BigEndian.PutUint32(b[16:], c.Next)
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+func readCursor(text string) (c index.Cursor, err error) {
+	if text == "" {
+		return c, nil
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(b) != cursorBytes {
+		return c, domain.Invalid("after", "must be a cursor of an earlier snapshot")
+	}
+	c.Contents, c.From, c.Next = binary.BigEndian.Uint64(b[0:]), domain.Position(binary.BigEndian.Uint64(b[8:])), binary.BigEndian.Uint32(b[16:])
+	if c == (index.Cursor{}) {
+		return c, domain.Invalid("after", "must be a cursor of an earlier snapshot")
+	}
+	return c, nil
+}
+
+// Changes gives the events of the lifecycle lane behind a position as wire frames, whatever is there
+// at a time, and waits for more. It ends with ctx, or with the first error.
+func (f *Feed) Changes(ctx context.Context, after domain.Position) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		var frames []byte
+		for batch, err := range f.log.Follow(ctx, domain.Lifecycle, after) {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			frames = frames[:0]
+			for _, r := range batch {
+				if r.Ledger != f.history.Ledger || r.Epoch > f.history.Epoch {
+					yield(nil, domain.Unavailable(fmt.Errorf("%w: epoch %d at position %d", index.ErrForeign, r.Epoch, r.Position)))
+					return
+				}
+				e, err := decode(ctx, f.log, r)
+				if err != nil {
+					yield(nil, fmt.Errorf("decode %s at position %d: %w", r.Type, r.Position, err))
+					return
+				}
+				frames = wire.AppendChange(frames, wire.Change{Position: e.Position, Version: e.Version, Event: e.Event})
+				if len(frames) >= mostChangesBytes {
+					if !yield(frames, nil) {
+						return
+					}
+					frames = frames[:0]
+				}
+			}
+			if len(frames) > 0 && !yield(frames, nil) {
+				return
+			}
+		}
+		yield(nil, domain.Unavailable(errors.New("the log ended")))
+	}
+}
+
+const mostChangesBytes = 64 << 10
+
+// decode opens the personal part of an event only for a key's name, so that a revocation needs
+// nothing but itself.
+func decode(ctx context.Context, log Log, r eventstore.Recorded) (index.Event, error) {
+	e := index.Event{History: index.History{Ledger: r.Ledger, Epoch: r.Epoch}, Position: r.Position, Version: r.Version}
+	var err error
+	if r.Type == (domain.KeyCreated{}).EventName() {
+		var decoded eventstore.Event
+		decoded, err = log.Decode(ctx, r)
+		e.Event = decoded.Event
+	} else {
+		e.Event, err = eventstore.DecodeData(r)
+	}
+	return e, err
+}
