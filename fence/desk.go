@@ -48,6 +48,12 @@ func (d *Desk) Join(ctx context.Context, name string) (id domain.ID, lease time.
 	return id, d.fence.o.Lease, d.fence.registry.join(ctx, id, Embedded, name, d.fence.o.Lease)
 }
 
+// Rejoin registers a verifier again that was reaped while it was out of reach. What it had
+// confirmed stays confirmed.
+func (d *Desk) Rejoin(ctx context.Context, id domain.ID, name string) error {
+	return d.fence.registry.join(ctx, id, Embedded, name, d.fence.o.Lease)
+}
+
 // Renew renews an embedded verifier's lease and says where the log ended. The verifier has read
 // its clock before it asked. CodeNotFound: it was reaped and must join again.
 func (d *Desk) Renew(ctx context.Context, id domain.ID) (domain.Position, error) {

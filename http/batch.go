@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/gofiber/fiber/v2"
+	"github.com/gofiber/fiber/v2/utils"
 	"github.com/valyala/fasthttp"
 
 	"keyledger/domain"
@@ -22,16 +24,20 @@ const (
 // bodyLimit is the size of the largest body that a path takes. Whoever sends more is
 // refused before it is read.
 func bodyLimit(path string) int {
-	if path == batchPath {
+	switch {
+	case path == batchPath:
 		return mostBatchBytes
+	case strings.HasPrefix(path, verifiersPath+"/") && strings.HasSuffix(path, usesSuffix):
+		return mostReportBytes
 	}
 	return mostBodyBytes
 }
 
-// headerReceived lets a batch be larger than other requests.
+// headerReceived lets some requests be larger than others.
 func headerReceived(header *fasthttp.RequestHeader) fasthttp.RequestConfig {
-	if path, _, _ := bytes.Cut(header.RequestURI(), []byte("?")); string(path) == batchPath {
-		return fasthttp.RequestConfig{MaxRequestBodySize: mostBatchBytes}
+	path, _, _ := bytes.Cut(header.RequestURI(), []byte("?"))
+	if most := bodyLimit(utils.UnsafeString(path)); most != mostBodyBytes {
+		return fasthttp.RequestConfig{MaxRequestBodySize: most}
 	}
 	return fasthttp.RequestConfig{}
 }

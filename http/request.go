@@ -113,6 +113,23 @@ func (r *request) jsonBodyWithin(most int) ([]byte, error) {
 	return body, nil
 }
 
+// bodyOf gives the bytes of a body that must have a media type of ours, valid until the
+// handler returns.
+func (r *request) bodyOf(media string, most int) ([]byte, error) {
+	body := r.http.Request.Body()
+	if len(body) > most {
+		return nil, errBodyTooLarge(most)
+	}
+	header := &r.http.Request.Header
+	if encoding := header.Peek(fiber.HeaderContentEncoding); len(encoding) > 0 && !bytes.EqualFold(encoding, []byte("identity")) {
+		return nil, &domain.Error{Code: domain.CodeUnsupportedMediaType, Field: fiber.HeaderContentEncoding, Message: "must be identity"}
+	}
+	if string(header.ContentType()) != media {
+		return nil, &domain.Error{Code: domain.CodeUnsupportedMediaType, Field: fiber.HeaderContentType, Message: "must be " + media}
+	}
+	return body, nil
+}
+
 // isJSON ignores a content type's parameters: JSON is always UTF-8.
 func isJSON(contentType []byte) bool {
 	media, _, _ := bytes.Cut(contentType, []byte(";"))

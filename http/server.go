@@ -64,6 +64,10 @@ type Options struct {
 	// Events is the log for those who read along. nil: there is no feed.
 	Events EventFeed
 
+	// Verifiers and KeyFeed serve verifiers that others embed. nil: there are no routes for them.
+	Verifiers Verifiers
+	KeyFeed   KeyFeed
+
 	// Epoch is the epoch of the ledger's history. Positions of another one mean
 	// nothing here and are refused.
 	Epoch uint32
@@ -140,9 +144,11 @@ type Server struct {
 	fiber       *fiber.App
 	connections *connections
 	streams     *streams
-	draining    atomic.Bool
-	base        context.Context // every request's context descends from it
-	cancel      context.CancelFunc
+	// verifierStreams are apart: whoever reads events takes no verifier's place.
+	verifierStreams *streams
+	draining        atomic.Bool
+	base            context.Context // every request's context descends from it
+	cancel          context.CancelFunc
 }
 
 // New makes a server that serves nothing yet.
@@ -192,8 +198,12 @@ func New(options Options) (*Server, error) {
 		s.tracer = options.TracerProvider.Tracer("keyledger/http")
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
-	s.streams = newStreams(s.base)
-	if err := s.streams.register(options.Registerer); err != nil {
+	s.streams = newStreams(s.base, mostStreams, mostStreamsOrganization)
+	s.verifierStreams = newStreams(s.base, mostVerifierStreams, mostVerifierStreams)
+	err = errors.Join(
+		s.streams.register(options.Registerer, "keyledger_http_streams", "Streams of events that are open."),
+		s.verifierStreams.register(options.Registerer, "keyledger_http_verifiers", "Snapshots and changes that embedded verifiers read."))
+	if err != nil {
 		return nil, fmt.Errorf("register the server's metrics: %w", err)
 	}
 	s.fiber = fiber.New(fiber.Config{
@@ -204,7 +214,7 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes(), s.eventRoutes())
+	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes(), s.eventRoutes(), s.verifierRoutes())
 	s.mount(routes)
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()
@@ -405,6 +415,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 	}
 	s.streams.cancel()
+	s.verifierStreams.cancel()
 	s.connections.stop()
 	err := s.fiber.ShutdownWithContext(ctx)
 	s.cancel()

@@ -31,6 +31,7 @@ const (
 
 // streams counts those that are open, and ends them all when the server stops.
 type streams struct {
+	most, mostEach        int // altogether, and of an organization
 	heartbeat, judgeAgain time.Duration
 
 	ctx    context.Context
@@ -41,8 +42,8 @@ type streams struct {
 	of   map[domain.OrganizationID]int
 }
 
-func newStreams(base context.Context) *streams {
-	s := &streams{heartbeat: streamHeartbeat, judgeAgain: streamJudgeAgain, of: map[domain.OrganizationID]int{}}
+func newStreams(base context.Context, most, mostEach int) *streams {
+	s := &streams{most: most, mostEach: mostEach, heartbeat: streamHeartbeat, judgeAgain: streamJudgeAgain, of: map[domain.OrganizationID]int{}}
 	s.ctx, s.cancel = context.WithCancel(base)
 	return s
 }
@@ -54,10 +55,10 @@ func (s *streams) enter(organization domain.OrganizationID) error {
 	switch {
 	case s.ctx.Err() != nil:
 		return domain.Errorf(domain.CodeUnavailable, "the server is stopping, ask another one")
-	case s.open >= mostStreams:
+	case s.open >= s.most:
 		return domain.Errorf(domain.CodeUnavailable, "too many streams are open on this server, ask another one")
-	case s.of[organization] >= mostStreamsOrganization:
-		return domain.Errorf(domain.CodeRateLimited, "too many streams are open for this organization: %d at most", mostStreamsOrganization)
+	case s.of[organization] >= s.mostEach:
+		return domain.Errorf(domain.CodeRateLimited, "too many streams are open for this organization: %d at most", s.mostEach)
 	}
 	s.open++
 	s.of[organization]++
@@ -74,12 +75,12 @@ func (s *streams) leave(organization domain.OrganizationID) {
 }
 
 // register shows how many are open; nil: nowhere.
-func (s *streams) register(registerer prometheus.Registerer) error {
+func (s *streams) register(registerer prometheus.Registerer, name, help string) error {
 	if registerer == nil {
 		return nil
 	}
 	return registerer.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "keyledger_http_streams", Help: "Streams of events that are open.",
+		Name: name, Help: help,
 	}, func() float64 {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -92,6 +93,7 @@ func (s *streams) register(registerer prometheus.Registerer) error {
 // and one that takes nothing for long meets the connection's deadline.
 type stream struct {
 	server       *Server
+	among        *streams
 	connection   *connection
 	organization domain.OrganizationID
 	ctx          context.Context
@@ -107,15 +109,19 @@ type stream struct {
 // is called by another goroutine after the handler has returned, so it must not touch the request;
 // its context ends with the server. stop is called once, in the end.
 func (s *Server) answerStream(r *request, contentType string, organization domain.OrganizationID, next func(context.Context) ([]byte, error), stop func()) error {
-	if err := s.streams.enter(organization); err != nil {
+	return s.answerStreamAmong(s.streams, r, contentType, organization, next, stop)
+}
+
+func (s *Server) answerStreamAmong(among *streams, r *request, contentType string, organization domain.OrganizationID, next func(context.Context) ([]byte, error), stop func()) error {
+	if err := among.enter(organization); err != nil {
 		stop()
 		if domain.CodeOf(err) == domain.CodeRateLimited {
 			r.retryAfter = streamRetryAfter
 		}
 		return err
 	}
-	b := &stream{server: s, connection: tracked(r.http.Conn()), organization: organization, next: next, stop: stop}
-	b.ctx, b.cancel = context.WithCancel(s.streams.ctx)
+	b := &stream{server: s, among: among, connection: tracked(r.http.Conn()), organization: organization, next: next, stop: stop}
+	b.ctx, b.cancel = context.WithCancel(among.ctx)
 	r.set(fiber.HeaderCacheControl, "no-store")
 	r.set(headerAccelBuffering, "no")
 	response := &r.http.Response
@@ -150,7 +156,7 @@ func (b *stream) Read(p []byte) (n int, err error) {
 func (b *stream) Close() error {
 	b.once.Do(func() {
 		b.cancel()
-		b.server.streams.leave(b.organization)
+		b.among.leave(b.organization)
 		b.stop()
 	})
 	return nil

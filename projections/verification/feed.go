@@ -10,6 +10,7 @@ import (
 	"io"
 	"iter"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -23,14 +24,25 @@ import (
 // the log changes them. No query is made for it.
 type Feed struct {
 	index   *index.Index
-	log     Log
+	log     FeedLog
 	history index.History
 }
 
-// NewFeed makes a feed of an index that follows a log, whose ledger and epoch are given.
-func NewFeed(x *index.Index, log Log, ledger domain.ID, epoch uint32) *Feed {
+// FeedLog is what a feed reads from and writes to. *eventstore.Store is one.
+type FeedLog interface {
+	Log
+	Ledger
+	Ledger() (id domain.ID, epoch uint32)
+}
+
+// NewFeed makes a feed of an index that follows a log.
+func NewFeed(x *index.Index, log FeedLog) *Feed {
+	ledger, epoch := log.Ledger()
 	return &Feed{index: x, log: log, history: index.History{Ledger: ledger, Epoch: epoch}}
 }
+
+// History is what the feed's positions belong to.
+func (f *Feed) History() (ledger domain.ID, epoch uint32) { return f.history.Ledger, f.history.Epoch }
 
 const (
 	rowsAFrame  = 1024 // their names at their longest fit into a frame
@@ -173,11 +185,15 @@ func readCursor(text string) (c index.Cursor, err error) {
 	return c, nil
 }
 
-// Changes gives the events of the lifecycle lane behind a position as wire frames, whatever is there
-// at a time, and waits for more. It ends with ctx, or with the first error.
+// Changes gives a header, and then the events of the lifecycle lane behind a position as wire
+// frames, whatever is there at a time, and waits for more. It ends with ctx, or with the first
+// error. What it gives is valid until the next.
 func (f *Feed) Changes(ctx context.Context, after domain.Position) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		var frames []byte
+		frames := wire.AppendHeader(nil, wire.Header{Ledger: f.history.Ledger, Epoch: f.history.Epoch, Position: after})
+		if !yield(frames, nil) {
+			return
+		}
 		for batch, err := range f.log.Follow(ctx, domain.Lifecycle, after) {
 			if err != nil {
 				yield(nil, err)
@@ -209,6 +225,56 @@ func (f *Feed) Changes(ctx context.Context, after domain.Position) iter.Seq2[[]b
 		yield(nil, domain.Unavailable(errors.New("the log ended")))
 	}
 }
+
+// Record records what a verifier has counted, under the verifier's id. The same report
+// may come again, and counts once. Uses of unknown keys are refused, and so are
+// those of a time or a position that has not come: the whole report then.
+func (f *Feed) Record(ctx context.Context, verifier domain.ID, report wire.Report) (version uint64, err error) {
+	now := time.Now()
+	var decided domain.Position
+	for i := range report.Uses {
+		decided = max(decided, report.Uses[i].DecidedAt)
+		if report.Uses[i].Last.After(now.Add(mostAhead)) {
+			return 0, domain.Invalid(fmt.Sprintf("uses[%d].last", i), "must not be in the future")
+		}
+	}
+	// The verifier may have followed another node, and be ahead of this one.
+	waiting, cancel := context.WithTimeout(ctx, recordWait)
+	defer cancel()
+	if err := f.index.WaitFor(waiting, decided); err != nil {
+		return 0, domain.Unavailable(err)
+	}
+	flush := eventstore.UsageFlush{Boot: verifier, Flush: report.Flush, Expected: report.Expected}
+	at := now.UTC().Truncate(time.Microsecond)
+	events := map[domain.OrganizationID]int{}
+	for i := range report.Uses {
+		u := &report.Uses[i]
+		organization, ok := f.index.OrganizationOf(u.Key)
+		if !ok {
+			return 0, domain.Invalid(fmt.Sprintf("uses[%d].key", i), "must be a key that exists")
+		}
+		n, ok := events[organization]
+		if !ok || len(flush.Events[n].Uses) == mostUses {
+			n = len(flush.Events)
+			events[organization] = n
+			flush.Events = append(flush.Events, domain.KeyUsed{Organization: organization, Boot: verifier, Flush: report.Flush, At: at})
+		}
+		flush.Events[n].Uses = append(flush.Events[n].Uses, *u)
+	}
+	if len(flush.Events) > mostReportEvents {
+		return 0, domain.Invalid("uses", "must be of at most %d organizations", mostReportEvents)
+	}
+	receipt, err := f.log.AppendUsage(ctx, flush)
+	return receipt.Version, err
+}
+
+const (
+	recordWait = 5 * time.Second
+	// mostAhead is how far a verifier's clock may be ahead of ours.
+	mostAhead = 10 * time.Minute
+	// mostReportEvents bounds the organizations of a report, more or less.
+	mostReportEvents = mostFlush
+)
 
 const mostChangesBytes = 64 << 10
 
