@@ -305,6 +305,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
 		Ledger: n.store, Verifier: n.index, Keys: n.list, Fence: n.fence, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(),
+		Verifiers: fence.NewDesk(n.fence), KeyFeed: verification.NewFeed(n.index, n.store),
 		Events: feed{n.feed}, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired, Durable: n.uses, Exact: n.config.Usage == config.UsageExact, UnknownKeys: n.config.UnknownKeys,
