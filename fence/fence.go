@@ -47,8 +47,11 @@ type Transport interface {
 
 // Options are what a Fence needs.
 type Options struct {
-	ID        domain.ID     // of this run of this node; the name under which its uses are accounted
-	Name      string        // for people
+	ID   domain.ID // of this run of this node; the name under which its uses are accounted
+	Name string    // for people
+	// Sole says that at most one process at a time runs under this name, so that the rows
+	// of its predecessors belong to the dead, and nobody need wait for them.
+	Sole      bool
 	Lease     time.Duration // how long this node may go without asking; 1 s
 	Pool      *pgxpool.Pool // of its own: a lease must not queue behind commands
 	Log       Log

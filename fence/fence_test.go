@@ -193,6 +193,25 @@ func TestAServerThatIsGoneIsReapedAndJoinsAgain(t *testing.T) {
 	}
 }
 
+func TestWhoeverRunsAloneNeedNotWaitForItsPredecessor(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	owner, err := pgxpool.New(t.Context(), l.db.AdminURL)
+	must(t, err)
+	defer owner.Close()
+	killed, other := newID(t), newID(t)
+	for id, name := range map[domain.ID]string{killed: "a test", other: "another server"} {
+		_, err = owner.Exec(t.Context(), `INSERT INTO verifiers (id, kind, name, lease_ms) VALUES ($1, 'node', $2, 60000)`, [16]byte(id), name)
+		must(t, err)
+	}
+	l.sole = true
+	n := l.node(long)
+	members := l.members()
+	if _, there := members[killed]; there || len(members) != 2 || members[n.id] == "" || members[other] == "" {
+		t.Errorf("those who are waited for are %v", members)
+	}
+}
+
 func TestAnotherEpochEndsIt(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
@@ -246,10 +265,9 @@ func TestACreationIsToldToTheOthersAndWaitsAMomentAtMost(t *testing.T) {
 	l := newLedger(t)
 	first, second := l.node(long), l.node(long)
 	// The first has to know that there is another one.
+	first.create()
 	_, err := first.fence.Hold(patient(t), 1, time.Now())
-	if err != nil && domain.CodeOf(err) != domain.CodeUnavailable {
-		t.Fatal(err)
-	}
+	must(t, err)
 	key := first.create()
 	first.fence.Tell(patient(t), first.index.Position())
 	if outcome := second.outcome(key); outcome != domain.OutcomeValid {

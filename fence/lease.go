@@ -94,6 +94,11 @@ func (f *Fence) renewOnce(ctx context.Context, joined *bool) error {
 	ctx, cancel := context.WithTimeout(ctx, f.o.Lease)
 	defer cancel()
 	if !*joined {
+		if f.o.Sole {
+			if err := f.registry.succeed(ctx, f.o.ID, f.o.Name); err != nil {
+				return err
+			}
+		}
 		if err := f.registry.join(ctx, f.o.ID, Node, f.o.Name, f.o.Lease); err != nil {
 			return err
 		}

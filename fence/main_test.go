@@ -47,11 +47,12 @@ type ledger struct {
 	t      *testing.T
 	db     testkit.DB
 	broker *testkit.NATSServer
+	sole   bool // the nodes' option
 }
 
 func newLedger(t *testing.T) *ledger {
 	t.Helper()
-	return &ledger{t, testkit.Database(t), testkit.NATS(t)}
+	return &ledger{t: t, db: testkit.Database(t), broker: testkit.NATS(t)}
 }
 
 // node is what of a server has to do with the fence.
@@ -119,7 +120,7 @@ func (l *ledger) node(lease time.Duration) *node {
 	n.index = &watched{Index: index.New(index.Options{Logger: logger, Leased: true, Lease: lease})}
 	projection := verification.New(n.index.Index, verification.Options{Pool: n.pool, Log: n.store, Logger: logger})
 	n.fence, err = fence.New(fence.Options{
-		ID: n.id, Name: "a test", Lease: lease, Pool: n.pool, Log: n.store, Index: n.index,
+		ID: n.id, Name: "a test", Sole: l.sole, Lease: lease, Pool: n.pool, Log: n.store, Index: n.index,
 		Transport: publisher.NewNotices(n.conn, id, epoch, logger), Logger: logger,
 	})
 	must(l.t, err)

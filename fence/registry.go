@@ -79,6 +79,12 @@ RETURNING h.position, h.epoch, h.ledger_id`, [16]byte(id))
 	return head, ok, nil
 }
 
+// succeed removes the rows of those who ran under this verifier's name before it.
+func (r *registry) succeed(ctx context.Context, id domain.ID, name string) error {
+	_, err := r.pool.Exec(ctx, `DELETE FROM verifiers WHERE kind = 'node' AND name = $1 AND id <> $2`, name, [16]byte(id))
+	return eventstore.Wrap(err, "succeed a verifier")
+}
+
 // leave removes a verifier that says yes no more.
 func (r *registry) leave(ctx context.Context, id domain.ID) error {
 	_, err := r.pool.Exec(ctx, `DELETE FROM verifiers WHERE id = $1`, [16]byte(id))

@@ -275,9 +275,13 @@ func (n *node) startFence(ctx context.Context) error {
 		return err
 	}
 	ledger, epoch := n.store.Ledger()
-	hostname, _ := os.Hostname() // for people
+	name, _ := os.Hostname() // for people
+	if n.database.Embedded {
+		// The data directory's lock lets one server at a time run on its own database.
+		name = "the server of the data directory"
+	}
 	n.fence, err = fence.New(fence.Options{
-		ID: n.boot, Name: hostname, Lease: n.config.Lease, Pool: pool, Log: n.store, Index: n.index,
+		ID: n.boot, Name: name, Sole: n.database.Embedded, Lease: n.config.Lease, Pool: pool, Log: n.store, Index: n.index,
 		Transport: publisher.NewNotices(n.conn, ledger, epoch, n.logger), Logger: n.logger, Registerer: n.registry,
 	})
 	if err != nil {
