@@ -116,7 +116,7 @@ func (m *model) verify(t *rapid.T, x *Index) {
 			m.limit(t, key, v, got)
 		}
 	}
-	got.Limit.Remaining, got.Limit.Reset = 0, time.Time{}
+	got.Limit.Remaining, got.Limit.Next, got.Limit.Reset = 0, time.Time{}, time.Time{}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatalf("%+v: (-domain +index)\n%s", v, diff)
 	}

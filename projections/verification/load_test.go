@@ -58,7 +58,7 @@ func TestRowsBecomeTheKeysThatTheyWere(t *testing.T) {
 				Outcome: key.Judge(now, nil), Key: key.ID, Organization: key.Organization, Name: key.Name, Scopes: key.Scopes, ExpiresAt: key.ExpiresAt,
 				Version: uint64(i + 1), Position: 7, Limit: domain.Limit{PerMinute: key.RateLimit},
 			}
-			got.Limit.Remaining, got.Limit.Reset = 0, time.Time{}
+			got.Limit.Remaining, got.Limit.Next, got.Limit.Reset = 0, time.Time{}, time.Time{}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Fatalf("(-domain +index)\n%s", diff)
 			}
