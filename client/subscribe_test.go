@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -136,7 +137,7 @@ func (h *history) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	types := r.URL.Query().Get("types")
 	if after > len(h.events) {
 		w.Header().Set("Content-Type", "application/problem+json")
-		w.WriteHeader(409)
+		w.WriteHeader(http.StatusConflict)
 		_, _ = io.WriteString(w, `{"code":"stale"}`)
 		return
 	}
@@ -584,7 +585,7 @@ func subscriberProcess() int {
 	}
 	// The last line may have been cut off; then it never happened.
 	text, err := io.ReadAll(file)
-	whole := strings.LastIndexByte(string(text), '\n') + 1
+	whole := bytes.LastIndexByte(text, '\n') + 1
 	var after client.Cursor
 	if whole > 0 && err == nil {
 		lines := strings.Split(string(text[:whole-1]), "\n")
