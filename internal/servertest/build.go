@@ -13,7 +13,22 @@ import (
 	"testing"
 )
 
+// Program is a main package of this module.
+type Program struct {
+	Package string // such as ./cmd/keyledger
+	Tags    string // build tags, separated by commas
+}
+
+// Keyledger is the program that all others are about.
+var Keyledger = Program{Package: "./cmd/keyledger"}
+
+// What a test process has built cannot belong to any one test.
 var built struct {
+	mu       sync.Mutex
+	programs map[Program]*building
+}
+
+type building struct {
 	once sync.Once
 	path string
 	err  error
@@ -23,14 +38,30 @@ var built struct {
 // only when something has changed since it was built last.
 func Build(t testing.TB) string {
 	t.Helper()
-	built.once.Do(func() { built.path, built.err = build() })
-	if built.err != nil {
-		t.Fatalf("servertest: %v", built.err)
-	}
-	return built.path
+	return Keyledger.Build(t)
 }
 
-func build() (string, error) {
+// Build is Build for any program of the module.
+func (p Program) Build(t testing.TB) string {
+	t.Helper()
+	built.mu.Lock()
+	if built.programs == nil {
+		built.programs = map[Program]*building{}
+	}
+	b := built.programs[p]
+	if b == nil {
+		b = &building{}
+		built.programs[p] = b
+	}
+	built.mu.Unlock()
+	b.once.Do(func() { b.path, b.err = p.build() })
+	if b.err != nil {
+		t.Fatalf("servertest: %v", b.err)
+	}
+	return b.path
+}
+
+func (p Program) build() (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
@@ -44,9 +75,12 @@ func build() (string, error) {
 	if info, err := os.Lstat(dir); err != nil || !info.IsDir() || info.Mode().Perm() != 0o700 || !ownedByUs(info) {
 		return "", fmt.Errorf("%s is not a folder of our own: remove it", dir)
 	}
-	name, arguments := "keyledger", []string{"build"}
+	name, arguments := filepath.Base(p.Package), []string{"build"}
+	if p.Tags != "" {
+		name, arguments = name+"-"+strings.ReplaceAll(p.Tags, ",", "-"), append(arguments, "-tags", p.Tags)
+	}
 	if raceEnabled {
-		name, arguments = "keyledger-race", append(arguments, "-race")
+		name, arguments = name+"-race", append(arguments, "-race")
 	}
 	path := filepath.Join(dir, name)
 	// The packages' tests run side by side, and two go commands would write one file.
@@ -58,7 +92,7 @@ func build() (string, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("lock the program: %w", err)
 	}
-	cmd := exec.Command("go", append(arguments, "-o", path, "./cmd/keyledger")...)
+	cmd := exec.Command("go", append(arguments, "-o", path, p.Package)...)
 	cmd.Dir = root
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the program: %w\n%s", err, output)

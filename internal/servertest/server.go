@@ -36,6 +36,9 @@ type Options struct {
 	Listen  string   // default 127.0.0.1:0
 	Env     []string // beside PATH, HOME and TMPDIR; "NAME=value"
 	Args    []string // after "serve"
+	// Program is what runs, with the argument serve. Default: Keyledger. Another one
+	// says that it is ready as Keyledger does.
+	Program Program
 }
 
 // Server is a running process of the program.
@@ -66,6 +69,9 @@ func Launch(t testing.TB, options Options) *Server {
 	if options.DataDir == "" {
 		options.DataDir = filepath.Join(testkit.Dir(t), "data")
 	}
+	if options.Program == (Program{}) {
+		options.Program = Keyledger
+	}
 	if options.Listen == "" {
 		options.Listen = "127.0.0.1:0"
 	}
@@ -73,7 +79,7 @@ func Launch(t testing.TB, options Options) *Server {
 		t: t, options: options, output: newCapture(), logs: newCapture(),
 		ready: make(chan struct{}), ended: make(chan struct{}), code: -1,
 	}
-	cmd := exec.Command(Build(t), append([]string{"serve"}, options.Args...)...)
+	cmd := exec.Command(options.Program.Build(t), append([]string{"serve"}, options.Args...)...)
 	cmd.Env = environment(append([]string{
 		"KEYLEDGER_DATA_DIR=" + options.DataDir, "KEYLEDGER_LISTEN=" + options.Listen, "KEYLEDGER_LOG_FORMAT=json",
 	}, options.Env...))
@@ -141,6 +147,9 @@ func (s *Server) AwaitReady() {
 		s.t.Fatalf("servertest: the server says that it is ready, and is not: %v\n%s", err, s.Logs())
 	}
 }
+
+// Ready is closed when the server has said that it is ready.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Endpoints are where the server listens, with credentials.
 func (s *Server) Endpoints() datadir.Endpoints { return s.endpoints }
