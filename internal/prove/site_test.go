@@ -63,7 +63,7 @@ func startSite(t testing.TB, size size) *site {
 	t.Helper()
 	s := &site{
 		t: t, size: size, clock: time.Now(), postgres: testkit.Postgres(t, postgres.Options{}), brokers: startBrokers(t, size.brokers),
-		client: &http.Client{Timeout: answerWithin, Transport: &http.Transport{MaxIdleConns: 2000, MaxIdleConnsPerHost: 500}},
+		client: &http.Client{Timeout: answerWithin, Transport: &http.Transport{MaxIdleConns: 2000, MaxIdleConnsPerHost: 500, IdleConnTimeout: 3 * time.Second}},
 	}
 	t.Cleanup(s.client.CloseIdleConnections)
 	var urls []string

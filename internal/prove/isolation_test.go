@@ -1,0 +1,95 @@
+package prove_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+// isolated is something that verifies and can be cut off from what it knows by.
+type isolated struct {
+	door  door
+	links links
+}
+
+// isolations is how often each verifier is cut off.
+func isolations(t *testing.T) int {
+	t.Helper()
+	if n, ok := soak(t); ok {
+		return n
+	}
+	return 3
+}
+
+const (
+	// lastWord is how much later than its lease a verifier's last yes may be read: the clock is
+	// read when a question arrives, and the answer takes its way.
+	lastWord = 50 * time.Millisecond
+	// leastWord is the part of a lease that must be left of one that was just renewed
+	// in time: a verifier that never says yes would pass otherwise.
+	leastWord = lease / 4
+)
+
+// isolate cuts a verifier off again and again and gives how long after that it said
+// its last yes.
+func (s *site) isolate(v isolated, rounds int) (last []time.Duration) {
+	s.t.Helper()
+	ways := []func(*link){(*link).hold, (*link).cut, (*link).lose}
+	for range rounds {
+		s.await(v.door.name+" says yes", func() bool { return v.door.ask(s.t.Context(), s.key) == accepted })
+		<-time.After(rand.N(lease / 2)) // anywhere between two renewals
+		v.links.each(ways[rand.IntN(len(ways))])
+		off := time.Now() // nothing goes through any more
+		var yes time.Time
+		for time.Since(off) < lease+lease/2 {
+			a := v.door.ask(s.t.Context(), s.key)
+			if answered := time.Now(); a == accepted {
+				yes = answered
+			}
+			<-time.After(time.Millisecond)
+		}
+		v.links.each((*link).heal)
+		if yes.IsZero() {
+			s.t.Errorf("%s did not say yes once it was cut off", v.door.name)
+			continue
+		}
+		last = append(last, yes.Sub(off))
+	}
+	return last
+}
+
+// A verifier that is cut off from what it knows by goes on saying yes until its lease
+// ends, and no longer.
+func TestAnIsolatedVerifierSaysYesNoLongerThanItsLease(t *testing.T) {
+	t.Parallel()
+	s := startSite(t, size{nodes: 2, brokers: 1})
+	n := s.nodes[1]
+	for _, v := range []isolated{
+		{s.doorOf(n.name + " verify"), append(links{n.database}, n.nats...)},
+	} {
+		last := s.isolate(v, isolations(t))
+		if len(last) == 0 {
+			continue
+		}
+		slices.Sort(last)
+		t.Logf("%s, cut off %d times, said its last yes %s to %s later, the median is %s", v.door.name, len(last), last[0], last[len(last)-1], last[len(last)/2])
+		if most := last[len(last)-1]; most > lease+lastWord {
+			t.Errorf("%s says yes %s after it was cut off, want at most %s", v.door.name, most, lease+lastWord)
+		}
+		if last[0] < leastWord {
+			t.Errorf("%s says yes only for %s after it was cut off", v.door.name, last[0])
+		}
+	}
+}
+
+func (s *site) doorOf(name string) door {
+	s.t.Helper()
+	for _, d := range s.doors() {
+		if d.name == name {
+			return d
+		}
+	}
+	s.t.Fatalf("prove: there is no door %s", name)
+	return door{}
+}
