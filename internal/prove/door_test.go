@@ -72,7 +72,7 @@ func (s *site) askForwardAuth(ctx context.Context, base, key string) answer {
 }
 
 func (s *site) askNATS(ctx context.Context, key string) answer {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, answerWithin/4) // what NATS has lost is never answered
 	defer cancel()
 	m, err := s.conn.RequestWithContext(ctx, natsapi.Subject, []byte(`{"key":"`+key+`"}`))
 	if err != nil || m.Header.Get("Nats-Service-Error-Code") != "" {

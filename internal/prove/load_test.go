@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"keyledger/domain"
@@ -30,6 +31,8 @@ type prover struct {
 	chaos *chaos // nil: nothing breaks
 	doors []door
 
+	begun      atomic.Int64 // trials
+	judging    sync.WaitGroup
 	mu         sync.Mutex
 	revokes    []call
 	violations []violation
@@ -67,7 +70,7 @@ func (p *prover) run(workers, enough int, stop <-chan struct{}) {
 	var all sync.WaitGroup
 	for range workers {
 		all.Go(func() {
-			for p.count() < enough {
+			for p.begun.Add(1) <= int64(enough) {
 				select {
 				case <-stop:
 					return
@@ -78,12 +81,7 @@ func (p *prover) run(workers, enough int, stop <-chan struct{}) {
 		})
 	}
 	all.Wait()
-}
-
-func (p *prover) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.trials
+	p.judging.Wait()
 }
 
 // trial is the life of one key.
@@ -137,11 +135,14 @@ func (p *prover) trial(stop <-chan struct{}) {
 		<-time.After(watchedFor)
 	}
 	close(t.over)
-	watching.Wait()
-	<-knowing
-	if ok {
-		t.judge()
-	}
+	// Answers that are still out, of processes that are stopped, come when they come.
+	p.judging.Go(func() {
+		watching.Wait()
+		<-knowing
+		if ok {
+			t.judge()
+		}
+	})
 }
 
 // watch asks one door about the key, again and again.

@@ -1,6 +1,7 @@
 package prove_test
 
 import (
+	"math"
 	"os"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ const (
 	// durationVariable asks for the long version.
 	durationVariable = "KEYLEDGER_PROVE"
 
-	workers = 12
+	workers, fewWorkers = 32, 12
 )
 
 // No verification that starts after a revoke call has returned is accepted, whatever
@@ -20,13 +21,13 @@ const (
 func TestARevocationHoldsEverywhere(t *testing.T) {
 	t.Parallel()
 	lasts, of := 15*time.Second, size{nodes: 2, brokers: 1}
-	long := false
+	long, at := false, fewWorkers
 	if text, ok := os.LookupEnv(durationVariable); ok {
 		var err error
 		if lasts, err = time.ParseDuration(text); err != nil {
 			t.Fatalf("%s is no duration: %v", durationVariable, err)
 		}
-		long, of = true, size{nodes: 3, brokers: 3}
+		long, at, of = true, workers, size{nodes: 3, brokers: 3}
 	}
 	s := startSite(t, of)
 	c := newChaos(s)
@@ -37,7 +38,7 @@ func TestARevocationHoldsEverywhere(t *testing.T) {
 		c.run(stop)
 	}()
 	time.AfterFunc(lasts, func() { close(stop) })
-	p.run(workers, 1<<30, stop)
+	p.run(at, math.MaxInt, stop)
 	<-calm
 	r := p.report(lasts)
 	t.Log(r.String())
