@@ -66,20 +66,25 @@ func (l *link) cut() {
 }
 
 // hold stops everything where it is.
-func (l *link) hold() { l.add("hold", "{}") }
+func (l *link) hold() { l.add("hold", "{}", "upstream", "downstream") }
 
 // lose drops everything, and ends the connections when it is healed.
-func (l *link) lose() { l.add("timeout", `{"timeout":0}`) }
+func (l *link) lose() { l.add("timeout", `{"timeout":0}`, "upstream", "downstream") }
 
 // delay slows every direction down, by some milliseconds.
 func (l *link) delay(milliseconds int) {
-	l.add("latency", fmt.Sprintf(`{"latency":%d,"jitter":%d}`, milliseconds, milliseconds/2))
+	l.add("latency", fmt.Sprintf(`{"latency":%d,"jitter":%d}`, milliseconds, milliseconds/2), "upstream", "downstream")
 }
 
-func (l *link) add(kind, attributes string) {
+// delayReplies lets questions arrive at once and their answers late.
+func (l *link) delayReplies(milliseconds int) {
+	l.add("latency", fmt.Sprintf(`{"latency":%d}`, milliseconds), "downstream")
+}
+
+func (l *link) add(kind, attributes string, streams ...string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, stream := range []string{"upstream", "downstream"} {
+	for _, stream := range streams {
 		toxic := fmt.Sprintf(`{"name":"%s-%s","type":%q,"stream":%q,"attributes":%s}`, kind, stream, kind, stream, attributes)
 		if _, err := l.proxy.Toxics.AddToxicJson(io.Reader(strings.NewReader(toxic))); err != nil {
 			l.t.Errorf("prove: %v", err)

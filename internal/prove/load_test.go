@@ -30,6 +30,11 @@ type prover struct {
 	*site
 	chaos *chaos // nil: nothing breaks
 	doors []door
+	// through are the nodes that are asked to create and revoke. Default: all.
+	through []*node
+	// breaks is called when a key is known, before it is revoked, and mends afterwards.
+	// Default: nothing.
+	breaks func() (mends func())
 
 	begun      atomic.Int64 // trials
 	judging    sync.WaitGroup
@@ -62,7 +67,7 @@ type violation struct {
 }
 
 func newProver(s *site, c *chaos) *prover {
-	return &prover{site: s, chaos: c, doors: s.doors(), after: map[answer]int{}}
+	return &prover{site: s, chaos: c, doors: s.doors(), through: s.nodes, breaks: func() func() { return func() {} }, after: map[answer]int{}}
 }
 
 // run keeps some workers at it until stop is closed or enough keys were revoked.
@@ -70,6 +75,7 @@ func (p *prover) run(workers, enough int, stop <-chan struct{}) {
 	var all sync.WaitGroup
 	for range workers {
 		all.Go(func() {
+			<-time.After(rand.N(watchedFor)) // not all in step
 			for p.begun.Add(1) <= int64(enough) {
 				select {
 				case <-stop:
@@ -126,6 +132,7 @@ func (p *prover) trial(stop <-chan struct{}) {
 	case <-knowing:
 	case <-time.After(knownWithin):
 	}
+	mends := p.breaks()
 	ok := t.revoke()
 	if ok {
 		// At this very moment, whatever the pace of those who watch.
@@ -135,6 +142,7 @@ func (p *prover) trial(stop <-chan struct{}) {
 		<-time.After(watchedFor)
 	}
 	close(t.over)
+	mends()
 	// Answers that are still out, of processes that are stopped, come when they come.
 	p.judging.Go(func() {
 		watching.Wait()
@@ -149,7 +157,7 @@ func (p *prover) trial(stop <-chan struct{}) {
 func (t *trial) watch(d door) {
 	known := sync.OnceFunc(t.known.Done)
 	defer known()
-	held, pause := t.held, 10*time.Millisecond
+	held, pause := t.held, 15*time.Millisecond
 	for {
 		if t.ask(d) == accepted {
 			known()
@@ -178,7 +186,7 @@ func (t *trial) ask(d door) answer {
 }
 
 // anyNode gives a node to send something to.
-func (p *prover) anyNode() *node { return p.nodes[rand.IntN(len(p.nodes))] }
+func (p *prover) anyNode() *node { return p.through[rand.IntN(len(p.through))] }
 
 func keysURL(n *node, bunship bool) string {
 	if bunship {

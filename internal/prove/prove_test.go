@@ -13,7 +13,7 @@ const (
 	// durationVariable asks for the long version.
 	durationVariable = "KEYLEDGER_PROVE"
 
-	workers, fewWorkers = 32, 12
+	workers, fewWorkers = 16, 12
 )
 
 // No verification that starts after a revoke call has returned is accepted, whatever

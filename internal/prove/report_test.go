@@ -135,15 +135,27 @@ func (r report) check(t *testing.T) {
 // write leaves the figures and the plot.
 func (r report) write(t *testing.T) {
 	t.Helper()
-	folder, ok := os.LookupEnv(folderVariable)
-	if !ok {
-		return
+	if folder, ok := os.LookupEnv(folderVariable); ok {
+		r.plot(t, folder)
+		writeJSON(t, filepath.Join(folder, "revocation.json"), r)
 	}
-	text, err := json.MarshalIndent(r, "", "  ")
+}
+
+// writeQuick leaves the figures of revokes while nothing is broken.
+func (r report) writeQuick(t *testing.T) {
+	t.Helper()
+	if folder, ok := os.LookupEnv(folderVariable); ok {
+		writeJSON(t, filepath.Join(folder, "revocation-half-load.json"), r.Healthy)
+	}
+}
+
+func writeJSON(t *testing.T, path string, what any) {
+	t.Helper()
+	text, err := json.MarshalIndent(what, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "revocation.json"), append(text, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,0 +1,99 @@
+package prove_test
+
+import (
+	"context"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+const (
+	// quickVariable asks for the measurement; beside other tests it would mean nothing.
+	quickVariable = "KEYLEDGER_PROVE_QUICK"
+
+	asking        = 16 // connections that verify meanwhile
+	quickRevokes  = 500
+	measuredFor   = 4 * time.Second
+	quickly       = 20 * time.Millisecond
+	betweenThem   = 10 * time.Millisecond
+	verifyAddress = "/api/v1/keys/verify"
+)
+
+// While nothing is broken, and the servers verify half of what they can, a revocation
+// holds everywhere within some milliseconds.
+func TestRevocationsAreQuickAtHalfLoad(t *testing.T) {
+	if _, ok := os.LookupEnv(quickVariable); !ok {
+		t.Skipf("%s=1 measures", quickVariable)
+	}
+	s := startSite(t, size{nodes: 3, brokers: 3})
+	most := s.load(t.Context(), measuredFor, 0)
+	p := newProver(s, nil)
+	p.doors = nil // nobody watches: what is measured is the revoke call
+	ctx, stop := context.WithCancel(t.Context())
+	var loading sync.WaitGroup
+	var half float64
+	loading.Go(func() { half = s.load(ctx, time.Hour, most/2) })
+	for range quickRevokes {
+		tr := &trial{prover: p, held: make(chan struct{}), over: make(chan struct{})}
+		if tr.create(nil) {
+			tr.revokeAt(t.Context(), p.anyNode(), false, "first", nil)
+		}
+		<-time.After(betweenThem)
+	}
+	stop()
+	loading.Wait()
+	for _, text := range p.wrong {
+		t.Error(text)
+	}
+	r := p.report(0)
+	t.Logf("%.0f verifications a second are the most, %.0f were made meanwhile: revokes took %s", most, half, r.Healthy)
+	if r.Healthy.N != quickRevokes || r.Healthy.P99 > milliseconds(quickly) {
+		t.Errorf("the p99 of %d revokes is %.1f ms, want %s", r.Healthy.N, r.Healthy.P99, quickly)
+	}
+	r.writeQuick(t)
+}
+
+// load verifies a good key at all nodes, at a rate (0: as fast as can be), and gives the
+// rate that came of it.
+func (s *site) load(ctx context.Context, lasts time.Duration, rate float64) float64 {
+	ctx, cancel := context.WithTimeout(ctx, lasts)
+	defer cancel()
+	began := time.Now()
+	var done atomic.Int64
+	var all sync.WaitGroup
+	body := []byte(`{"key":"` + s.key + `"}`)
+	for i := range asking {
+		n := s.nodes[i%len(s.nodes)]
+		all.Go(func() {
+			client := fasthttp.HostClient{Addr: n.options.Listen}
+			request, response := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
+			request.Header.SetMethod(fasthttp.MethodPost)
+			request.Header.SetContentType("application/json")
+			request.SetRequestURI(n.url + verifyAddress)
+			for mine := 0; ctx.Err() == nil; mine++ {
+				if rate > 0 {
+					due := began.Add(time.Duration(float64(mine*asking) / rate * float64(time.Second)))
+					if wait := time.Until(due); wait > 0 {
+						select {
+						case <-time.After(wait):
+						case <-ctx.Done():
+							return
+						}
+					}
+				}
+				request.SetBodyRaw(body)
+				if err := client.Do(request, response); err != nil || response.StatusCode() != fasthttp.StatusOK {
+					s.t.Errorf("prove: a verification under load is answered with %d: %v", response.StatusCode(), err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	return float64(done.Load()) / time.Since(began).Seconds()
+}
