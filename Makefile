@@ -18,11 +18,12 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 PKG      ?= ./...
 FUZZTIME ?= 20s
 ROUNDS   ?= 100
+FOR      ?= 10m
 VULNDB   ?= https://vuln.go.dev
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ":.*## " '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ":.*## " '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Use
 
@@ -62,6 +63,10 @@ test: ## Run all tests, with the race detector, on real Postgres and NATS
 .PHONY: soak
 soak: ## Run the tests that repeat faults ROUNDS times (100) instead of a few
 	KEYLEDGER_SOAK=$(ROUNDS) $(GO) test -race -count=1 -timeout 4h $(PKG)
+
+.PHONY: prove-revocation
+prove-revocation: ## Break servers, verifiers and networks for FOR (10m), and look for a revoked key that is accepted
+	KEYLEDGER_PROVE=$(FOR) KEYLEDGER_PROVE_REPORT=$(CURDIR)/docs/plots $(GO) test -count=1 -timeout 24h -v -run '^TestARevocationHoldsEverywhere$$' ./internal/prove
 
 .PHONY: fuzz
 fuzz: ## Fuzz every fuzz target for FUZZTIME (20s)
