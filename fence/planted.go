@@ -10,8 +10,8 @@ import (
 )
 
 // Bugs that the proof of revocation must find. They exist in builds with the tag
-// planted alone, and one at a time: KEYLEDGER_PLANTED names it.
-var planted = os.Getenv("KEYLEDGER_PLANTED")
+// planted alone, and one at a time: PLANTED names it.
+var planted = os.Getenv("PLANTED")
 
 func plant(asked time.Time, head domain.Position, index Index) (time.Time, domain.Position) {
 	switch planted {
