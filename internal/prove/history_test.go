@@ -420,8 +420,8 @@ var lies = []lie{
 		})
 	}},
 	{"two revokes are both the first", 0, func(steps []step) bool {
-		return alter(steps, doRevoke, func(_ step, s *step) bool {
-			if s.kind == doRevoke && s.strict && s.result.again {
+		return alter(steps, doRevoke, func(before step, s *step) bool {
+			if s.kind == doRevoke && s.slot == before.slot && s.strict && s.result.again {
 				s.result.again = false
 				return true
 			}
