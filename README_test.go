@@ -98,6 +98,7 @@ func TestTheSubscriberOfTheREADMEHearsOfRevocations(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	subscriber := exec.CommandContext(ctx, filepath.Join(dir, "subscriber"))
+	subscriber.Dir = dir
 	subscriber.Env = []string{"NATS_URL=" + server.Endpoints().NATS}
 	stdout, err := subscriber.StdoutPipe()
 	if err != nil {
