@@ -15,13 +15,14 @@ func (s *Store) Page(ctx context.Context, lane domain.Lane, after domain.Positio
 	return s.page(ctx, lane, after, domain.Position(1<<62))
 }
 
-// OrganizationPage gives the next events of one organization in the lifecycle
-// lane, behind one position and up to another, at most so many. It reads nothing of others.
-func (s *Store) OrganizationPage(ctx context.Context, organization domain.OrganizationID, after, through domain.Position, most int) ([]Recorded, error) {
-	// position + 0 is what events_lifecycle_organization is built on: see there.
-	rows, err := s.pool.Query(ctx, `SELECT `+columnsSQL+` FROM events
-		WHERE lane = 'lifecycle' AND organization = $1 AND position + 0 > $2 AND position + 0 <= $3 ORDER BY position + 0 LIMIT $4`,
-		string(organization), int64(after), int64(through), most)
+// ReadParts gives the events of one organization in the lifecycle lane, in runs of
+// size positions that begin where firsts says, behind one position and up to another, in order and at most so many.
+func (s *Store) ReadParts(ctx context.Context, organization domain.OrganizationID, firsts []domain.Position, size uint64, after, through domain.Position, most int) ([]Recorded, error) {
+	rows, err := s.pool.Query(ctx, `SELECT e.* FROM unnest($1::bigint[]) AS p (first) CROSS JOIN LATERAL (
+		SELECT `+columnsSQL+` FROM events
+		 WHERE lane = 'lifecycle' AND organization = $2 AND position BETWEEN p.first AND p.first + $3 - 1 AND position > $4 AND position <= $5
+		) AS e ORDER BY e.position LIMIT $6`,
+		firsts, string(organization), int64(size), after, through, most)
 	if err != nil {
 		return nil, Wrap(err, "read the events of %s after %d", organization, after)
 	}

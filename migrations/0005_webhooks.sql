@@ -1,13 +1,21 @@
--- What organizations hear of themselves: their own events, read by an index of
--- their own.
+-- Where in the lifecycle lane an organization's events stand, part by part, for its
+-- feed and its webhooks. Why this is no index over the events is told in
+-- projections/organizations.
 
 -- +goose Up
 
--- An organization's events in the order of the log, so that its feed and its
--- webhooks read nothing of others. The expression is there for the planner: by
--- plain position it would prefer the primary key for an organization that has a
--- good part of the log, and filter through everything that happened since its last event.
-CREATE INDEX events_lifecycle_organization ON events_lifecycle (organization, (position + 0));
+CREATE TABLE organization_parts (
+    organization text   NOT NULL,
+    part         bigint NOT NULL,  -- 256 positions
+    events       bigint NOT NULL,  -- of the organization in the part
+    CONSTRAINT organization_parts_pkey PRIMARY KEY (organization, part)
+) WITH (fillfactor = 75);
+
+INSERT INTO projection_checkpoints (name, lane, ledger_id, epoch, position)
+VALUES ('organizations', 'lifecycle', '00000000-0000-0000-0000-000000000000', 0, 0);
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON organization_parts TO keyledger_service;
 
 -- +goose Down
-DROP INDEX events_lifecycle_organization;
+DELETE FROM projection_checkpoints WHERE name = 'organizations';
+DROP TABLE organization_parts;

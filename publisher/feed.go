@@ -15,11 +15,13 @@ import (
 	"keyledger/eventstore"
 )
 
-// FeedLog is what a feed reads. *eventstore.Store is one.
+// FeedLog is what a feed reads. *eventstore.Store is one, with an
+// *organizations.Reader beside it.
 type FeedLog interface {
 	Head(ctx context.Context, lane domain.Lane) (eventstore.Head, error)
 	Page(ctx context.Context, lane domain.Lane, after domain.Position) ([]eventstore.Recorded, error)
-	OrganizationPage(ctx context.Context, organization domain.OrganizationID, after, through domain.Position, most int) ([]eventstore.Recorded, error)
+	// OrganizationPage also says up to which position the events are all that there are.
+	OrganizationPage(ctx context.Context, organization domain.OrganizationID, after, through domain.Position, most int) ([]eventstore.Recorded, domain.Position, error)
 	Await(ctx context.Context, lane domain.Lane, position domain.Position) (domain.Position, error)
 	Follow(ctx context.Context, lane domain.Lane, after domain.Position) iter.Seq2[[]eventstore.Recorded, error]
 	FirstSince(ctx context.Context, lane domain.Lane, t time.Time) (domain.Position, error)
@@ -181,15 +183,14 @@ func (f *Feed) read(ctx context.Context, q FeedQuery, after, head domain.Positio
 		if len(q.Types) == 0 {
 			most = min(most, q.Most+1) // no more than the page takes
 		}
-		events, err = f.log.OrganizationPage(ctx, q.Organization, after, head, most)
-		if err == nil && len(events) < most {
-			return events, head, nil
+		if events, through, err = f.log.OrganizationPage(ctx, q.Organization, after, head, most); err != nil {
+			err = fmt.Errorf("read the feed: %w", err)
 		}
-	} else {
-		events, err = f.log.Page(ctx, q.Lane, after)
-		if errors.Is(err, eventstore.ErrGap) {
-			err = f.takenAway(ctx, q.Lane, after, err)
-		}
+		return events, through, err
+	}
+	events, err = f.log.Page(ctx, q.Lane, after)
+	if errors.Is(err, eventstore.ErrGap) {
+		err = f.takenAway(ctx, q.Lane, after, err)
 	}
 	if err != nil {
 		return nil, after, fmt.Errorf("read the feed: %w", err)

@@ -15,6 +15,8 @@ import (
 	"keyledger/domain"
 	"keyledger/eventstore"
 	"keyledger/internal/testkit"
+	"keyledger/projections"
+	"keyledger/projections/organizations"
 	"keyledger/publisher"
 )
 
@@ -62,11 +64,10 @@ func TestWhatIsShownIsTheMessageWithoutTheDigest(t *testing.T) {
 	}
 }
 
-var _ publisher.FeedLog = (*eventstore.Store)(nil)
-
 // ledger is a real log that is written here.
 type realLog struct {
 	*eventstore.Store
+	*organizations.Reader
 	t *testing.T
 	n byte
 }
@@ -82,7 +83,8 @@ func openLog(t *testing.T) *realLog {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &realLog{Store: store, t: t}
+	places := projections.NewFollower(store, organizations.New(pool), projections.FollowerOptions{Logger: testkit.Logger(t)})
+	l := &realLog{Store: store, Reader: organizations.NewReader(pool, store, places), t: t}
 	l.run(store.Run)
 	return l
 }
@@ -101,7 +103,7 @@ func (l *realLog) run(run func(context.Context) error) {
 
 func (l *realLog) request() domain.Request {
 	l.n++
-	return domain.Request{ID: domain.CommandID{0: l.n, 15: 1}, Metadata: domain.Metadata{Actor: domain.Actor{Kind: domain.ActorConsole, User: "ada"}}}
+	return domain.Request{ID: domain.CommandID{0: l.n, 15: 1}, Metadata: domain.Metadata{Actor: domain.Actor{Kind: domain.ActorConsole, User: "user_ada"}}}
 }
 
 // create makes a key; revoke ends it.
@@ -167,7 +169,7 @@ func TestAFeedGivesWhatIsAskedForAndSaysHowFarItLooked(t *testing.T) {
 			t.Errorf("%s: got %v and goes on after %d of %d (%v)", test.name, positions(page), page.Next, page.Head, err)
 		}
 		for _, e := range page.Events {
-			if text := string(e.JSON); strings.Contains(text, "igest") || strings.Contains(text, "Ada") || strings.Contains(text, "ada") {
+			if text := string(e.JSON); strings.Contains(text, "igest") || strings.Contains(text, "Ada") || strings.Contains(text, "user_ada") {
 				t.Errorf("%s shows %s", test.name, text)
 			}
 		}
@@ -252,8 +254,8 @@ func (d detached) Page(_ context.Context, _ domain.Lane, after domain.Position) 
 	return batch, err
 }
 
-func (detached) OrganizationPage(context.Context, domain.OrganizationID, domain.Position, domain.Position, int) ([]eventstore.Recorded, error) {
-	return nil, nil
+func (detached) OrganizationPage(context.Context, domain.OrganizationID, domain.Position, domain.Position, int) ([]eventstore.Recorded, domain.Position, error) {
+	return nil, 0, nil
 }
 
 func (detached) Await(ctx context.Context, _ domain.Lane, after domain.Position) (domain.Position, error) {

@@ -44,6 +44,7 @@ func (n *node) checks() []keyhttp.Check {
 		}},
 		n.checkFollower("keylist", n.keylist),
 		n.checkFollower("usage", n.usage),
+		n.checkFollower("organizations", n.places),
 	}
 	for _, relay := range n.relays {
 		checks = append(checks, keyhttp.Check{Name: "relay " + string(relay.Status().Lane), Run: func(context.Context) (string, error) {

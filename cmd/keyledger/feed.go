@@ -3,9 +3,17 @@ package main
 import (
 	"context"
 
+	"keyledger/eventstore"
 	keyhttp "keyledger/http"
+	"keyledger/projections/organizations"
 	"keyledger/publisher"
 )
+
+// feedLog is the log, with what finds an organization's part of it.
+type feedLog struct {
+	*eventstore.Store
+	*organizations.Reader
+}
 
 // feed hands the log on in the server's words.
 type feed struct{ *publisher.Feed }

@@ -27,6 +27,7 @@ import (
 	"keyledger/natsapi"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
+	"keyledger/projections/organizations"
 	"keyledger/projections/transparency"
 	"keyledger/projections/usage"
 	"keyledger/projections/verification"
@@ -50,6 +51,7 @@ type node struct {
 	store     *eventstore.Store
 	keylist   *projections.Follower
 	usage     *projections.Follower
+	places    *projections.Follower // of organizations' events
 	list      *keylist.List
 	index     *index.Index
 	uses      *verification.Accountant
@@ -186,9 +188,11 @@ func (n *node) startFollowers(context.Context) error {
 	options := projections.FollowerOptions{Logger: n.logger, Registerer: n.registry}
 	n.keylist = projections.NewFollower(n.store, keylist.New(n.pool), options)
 	n.usage = projections.NewFollower(n.store, usage.New(n.pool), options)
+	n.places = projections.NewFollower(n.store, organizations.New(n.pool), options)
 	n.list = keylist.NewList(n.pool, n.keylist)
 	n.parts.Go("projection keylist", again(n.keylist.Run))
 	n.parts.Go("projection usage", again(n.usage.Run))
+	n.parts.Go("projection organizations", again(n.places.Run))
 	return nil
 }
 
@@ -241,7 +245,7 @@ func (n *node) startRelays(context.Context) error {
 
 // startFeed tells those who read along over HTTP what is new.
 func (n *node) startFeed(context.Context) error {
-	n.feed = publisher.NewFeed(n.store, n.logger)
+	n.feed = publisher.NewFeed(feedLog{n.store, organizations.NewReader(n.pool, n.store, n.places)}, n.logger)
 	n.parts.Go("feed of events", n.feed.Run)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"keyledger/internal/backing"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
+	"keyledger/projections/organizations"
 	"keyledger/projections/usage"
 )
 
@@ -34,7 +35,7 @@ compares and leaves everything as it is.`,
 
 // rebuildable are the projections that live in Postgres.
 func rebuildable(pool *pgxpool.Pool) []projections.Rebuildable {
-	return []projections.Rebuildable{keylist.New(pool), usage.New(pool)}
+	return []projections.Rebuildable{keylist.New(pool), usage.New(pool), organizations.New(pool)}
 }
 
 func (p *program) replayAll(ctx context.Context) (err error) {
