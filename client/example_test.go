@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"os"
 	"strings"
 	"time"
@@ -20,21 +19,21 @@ func Example() {
 	ctx := context.Background()
 	c, err := client.New(os.Getenv("KEYLEDGER_URL"), os.Getenv("KEYLEDGER_KEY"))
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	key, err := c.CreateKey(ctx, "org_abc123", client.NewKey{Name: "Production", Scopes: client.Scopes{"orders:read"}})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println("made:", key.Secret) // it redacts itself; Reveal gives it away
 	verdict, err := c.Verify(ctx, client.Question{Key: key.Secret.Reveal(), Scopes: client.Scopes{"orders:read"}})
 	if err != nil {
-		log.Fatal(err) // it says nothing about the key
+		panic(err) // it says nothing about the key
 	}
 	fmt.Println("verified:", verdict.Code)
 	ended, err := c.RevokeKey(ctx, "org_abc123", key.ID, "no longer needed")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println("revoked everywhere:", ended.Fenced)
 	verdict, err = c.Verify(ctx, client.Question{Key: key.Secret.Reveal()})
@@ -45,11 +44,11 @@ func Example() {
 func ExampleClient_Keys() {
 	c, err := client.New(os.Getenv("KEYLEDGER_URL"), os.Getenv("KEYLEDGER_KEY"))
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	for key, err := range c.Keys(context.Background(), "org_abc123", client.ListOptions{}) {
 		if err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 		fmt.Println(key.Name, key.Prefix != "", key.Scopes, key.Status)
 	}
@@ -60,17 +59,17 @@ func ExampleWithMinPosition() {
 	ctx := context.Background()
 	c, err := client.New(os.Getenv("KEYLEDGER_URL"), os.Getenv("KEYLEDGER_KEY"))
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	key, err := c.CreateKey(ctx, "org_abc123", client.NewKey{Name: "Batch", Scopes: client.Scopes{"read"}})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	handedOver := key.Position.String()
 
 	token, err := client.ParseToken(handedOver)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	seen, err := c.GetKey(client.WithMinPosition(ctx, token), "org_abc123", key.ID)
 	fmt.Println(seen.Name, err)
@@ -81,7 +80,7 @@ func ExampleError() {
 	ctx := context.Background()
 	c, err := client.New(os.Getenv("KEYLEDGER_URL"), os.Getenv("KEYLEDGER_KEY"))
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	_, err = c.CreateKey(ctx, "org_abc123", client.NewKey{Name: "Late", Scopes: client.Scopes{"read"}, ExpiresAt: time.Unix(0, 0)})
 	var e *client.Error
@@ -103,7 +102,7 @@ func ExampleSubscribe() {
 	}{}
 	after, err := client.ParseCursor(database.position)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	err = client.Subscribe(ctx, client.SubscribeOptions{URL: os.Getenv("NATS_URL"), After: after}, func(_ context.Context, e client.Event) error {
 		database.keys++

@@ -1,7 +1,6 @@
 package client_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -573,6 +572,7 @@ func TestSubscriptionsAreCheckedBeforeTheyBegin(t *testing.T) {
 const (
 	subscriberFile = "KEYLEDGER_TEST_SUBSCRIBER_FILE"
 	subscriberNATS = "KEYLEDGER_TEST_SUBSCRIBER_NATS"
+	subscriberKeep = "KEYLEDGER_TEST_SUBSCRIBER_KEEP" // where the library keeps the position; empty: the file does
 )
 
 // subscriberProcess appends a line an event to its file: the effect, and with it the position.
@@ -598,7 +598,11 @@ func subscriberProcess() int {
 	if _, err := file.Seek(int64(whole), io.SeekStart); err != nil {
 		return 1
 	}
-	err = client.Subscribe(context.Background(), client.SubscribeOptions{URL: os.Getenv(subscriberNATS), After: after}, func(_ context.Context, e client.Event) error {
+	o := client.SubscribeOptions{URL: os.Getenv(subscriberNATS), After: after}
+	if keep := os.Getenv(subscriberKeep); keep != "" {
+		o.After, o.Name, o.Store = client.Cursor{}, "killed", client.FileStore(keep)
+	}
+	err = client.Subscribe(context.Background(), o, func(_ context.Context, e client.Event) error {
 		_, err := fmt.Fprintf(file, "%s %s %s\n", e.Cursor, e.Type, e.Key)
 		return err
 	})
@@ -623,17 +627,6 @@ func TestASubscriberThatIsKilledHandlesEveryEventOnceInOrder(t *testing.T) {
 	t.Parallel()
 	server := servertest.Start(t, servertest.Options{})
 	c := connect(t, server, acme)
-	path := filepath.Join(t.TempDir(), "events")
-	start := func() *exec.Cmd {
-		t.Helper()
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = []string{subscriberFile + "=" + path, subscriberNATS + "=" + server.Endpoints().NATS, "GORACE=atexit_sleep_ms=0"}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		return cmd
-	}
 	// Keys come and go all the time.
 	writing, stop := context.WithCancel(t.Context())
 	var writers sync.WaitGroup
@@ -651,62 +644,133 @@ func TestASubscriberThatIsKilledHandlesEveryEventOnceInOrder(t *testing.T) {
 			}
 		})
 	}
-	random := mathrand.New(mathrand.NewPCG(1, uint64(time.Now().UnixNano())))
-	lines := func() (n int) {
-		text, err := os.ReadFile(path)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		return strings.Count(string(text), "\n")
-	}
-	awaitLines := func(n int) {
-		t.Helper()
-		poll := time.NewTicker(2 * time.Millisecond)
-		defer poll.Stop()
-		late := time.After(patience)
-		for lines() < n {
-			select {
-			case <-poll.C:
-			case <-late:
-				t.Fatalf("%d events were handled, and not %d", lines(), n)
-			}
-		}
-	}
-	for range kills(t) {
-		process := start()
-		// At any moment of its life: before it has begun, and in the middle.
-		if more := random.IntN(30); more > 5 {
-			awaitLines(lines() + more)
-		} else {
-			select {
-			case <-time.After(time.Duration(more) * 10 * time.Millisecond):
-			case <-t.Context().Done():
-			}
-		}
-		_ = process.Process.Kill()
-		_ = process.Wait()
-	}
+	// One keeps the position with its effect; for the other the library keeps it.
+	own, kept := newVictim(t, server, ""), newVictim(t, server, t.TempDir())
+	var group sync.WaitGroup
+	group.Go(own.killAgainAndAgain)
+	group.Go(kept.killAgainAndAgain)
+	group.Wait()
 	stop()
 	writers.Wait()
+	if t.Failed() {
+		return
+	}
 	page, err := clientOf(t, server.URL(), server.BootstrapKey("--system").Key).Events(t.Context(), client.EventOptions{Limit: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	process := start()
-	awaitLines(int(page.Head))
-	_ = process.Process.Kill()
-	_ = process.Wait()
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
+	repeated := own.finish(page.Head)
+	if repeated != 0 {
+		t.Errorf("%d events were handled again", repeated)
 	}
-	defer func() { _ = file.Close() }()
-	scanner, at := bufio.NewScanner(file), client.Position(0)
-	for scanner.Scan() {
-		cursor, err := client.ParseCursor(strings.Fields(scanner.Text())[0])
-		if at++; err != nil || cursor.Position != at {
-			t.Fatalf("behind %d stands %s (%v)", at-1, scanner.Text(), err)
+	// An event that a crash has cut off is handled again, and no other.
+	if repeated = kept.finish(page.Head); repeated > kills(t) {
+		t.Errorf("%d events were handled again, after %d kills", repeated, kills(t))
+	}
+	t.Logf("%d events, %d kills; where the library keeps the position, %d events were handled again", page.Head, kills(t), repeated)
+}
+
+// victim is a subscriber in a process of its own.
+type victim struct {
+	t      *testing.T
+	path   string
+	env    []string
+	random *mathrand.Rand
+}
+
+func newVictim(t *testing.T, server *servertest.Server, keep string) *victim {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "events")
+	return &victim{
+		t: t, path: path, random: mathrand.New(mathrand.NewPCG(1, uint64(time.Now().UnixNano()))),
+		env: []string{subscriberFile + "=" + path, subscriberKeep + "=" + keep, subscriberNATS + "=" + server.Endpoints().NATS, "GORACE=atexit_sleep_ms=0"},
+	}
+}
+
+func (v *victim) start() (kill func()) {
+	cmd := exec.CommandContext(v.t.Context(), os.Args[0])
+	cmd.Env, cmd.Stderr = v.env, os.Stderr
+	if err := cmd.Start(); err != nil {
+		v.t.Error(err)
+		return func() {}
+	}
+	return func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+}
+
+// killAgainAndAgain kills it at any moment of its life: before it has begun, and in
+// the middle.
+func (v *victim) killAgainAndAgain() {
+	for range kills(v.t) {
+		kill := v.start()
+		if more := v.random.IntN(30); more > 5 {
+			v.await(v.lines() + more)
+		} else {
+			select {
+			case <-time.After(time.Duration(more) * 10 * time.Millisecond):
+			case <-v.t.Context().Done():
+			}
+		}
+		kill()
+	}
+}
+
+func (v *victim) lines() int {
+	text, err := os.ReadFile(v.path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		v.t.Error(err)
+	}
+	return bytes.Count(text, []byte("\n"))
+}
+
+func (v *victim) await(n int) {
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for late := time.After(patience); v.lines() < n; {
+		select {
+		case <-poll.C:
+		case <-late:
+			v.t.Errorf("%d events were handled, and not %d", v.lines(), n)
+			return
 		}
 	}
-	t.Logf("%d events, %d kills", at, kills(t))
+}
+
+// finish lets it come to the end, and looks at what it has handled: every position,
+// in order. It gives how many were repeated, each at once.
+func (v *victim) finish(head client.Position) (repeated int) {
+	v.t.Helper()
+	kill := v.start()
+	defer kill()
+	for {
+		v.await(int(head) + repeated)
+		if again := v.repeated(); again == repeated || v.t.Failed() {
+			return repeated
+		} else {
+			repeated = again
+		}
+	}
+}
+
+func (v *victim) repeated() (n int) {
+	v.t.Helper()
+	text, err := os.ReadFile(v.path)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	at := client.Position(0)
+	for line := range bytes.Lines(text[:bytes.LastIndexByte(text, '\n')+1]) {
+		cursor, err := client.ParseCursor(strings.Fields(string(line))[0])
+		switch {
+		case err == nil && cursor.Position == at && at > 0:
+			n++
+		case err == nil && cursor.Position == at+1:
+			at++
+		default:
+			v.t.Fatalf("behind %d stands %s (%v)", at, line, err)
+		}
+	}
+	return n
 }
