@@ -158,7 +158,7 @@ func holdsStatus(t *testing.T, server *servertest.Server) {
 			t.Errorf("%s is %+v", f.Name, f)
 		}
 	}
-	if diff := cmp.Diff([]string{"KEYLEDGER_LIFECYCLE", "KEYLEDGER_USAGE", "keylist", "usage", "verification"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"KEYLEDGER_LIFECYCLE", "KEYLEDGER_USAGE", "keylist", "usage", "organizations", "verification"}, names); diff != "" {
 		t.Error(diff)
 	}
 	if table := succeed(t, server, "status").Stdout; !strings.Contains(table, "KEYLEDGER_LIFECYCLE  lifecycle") || !strings.Contains(table, "Server "+server.URL()) {
@@ -229,7 +229,7 @@ func TestAReplaySaysWhetherTheProjectionsAreWhatTheLogSays(t *testing.T) {
 				Projection      string
 				Equal, Replaced bool
 			}
-			if err := json.Unmarshal([]byte(result.Stdout), &reports); err != nil || len(reports) != 2 || reports[0].Equal || !reports[0].Replaced || !reports[1].Equal {
+			if err := json.Unmarshal([]byte(result.Stdout), &reports); err != nil || len(reports) != 3 || reports[0].Equal || !reports[0].Replaced || !reports[1].Equal || !reports[2].Equal {
 				t.Errorf("replay --json printed %s: %v", result.Stdout, err)
 			}
 		}
