@@ -83,6 +83,16 @@ func TestTheWholeAPIOnARealServer(t *testing.T) {
 		if want := "[INSUFFICIENT_SCOPE NOT_FOUND NOT_FOUND VALID RATE_LIMITED NOT_FOUND NOT_FOUND]"; err != nil || fmt.Sprint(codes) != want {
 			t.Errorf("got %v, %v", codes, err)
 		}
+		forever, err := c.CreateKey(ctx, "org_keys", client.NewKey{Name: "durable", Scopes: client.Scopes{"read"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := c.Verify(ctx, client.Question{Key: forever.Secret.Reveal(), Durable: true}); err != nil || !v.Valid {
+			t.Errorf("got %+v, %v", v, err)
+		}
+		if u, err := c.KeyUsage(ctx, "org_keys", forever.ID, client.UsageOptions{}); err != nil || u.Total.Accepted != 1 || len(u.Intervals) != 24 {
+			t.Errorf("a durable use is not in the log: %+v, %v", u, err)
+		}
 		ended, err := c.RevokeKey(ctx, "org_keys", made.ID, "the test is over")
 		if err != nil || !ended.Changed || !ended.Fenced || ended.Confirmed+ended.Expired < 1 || ended.Key.Status != client.StatusRevoked || ended.Key.RevokedAt.IsZero() || ended.Position.Position <= made.Position.Position {
 			t.Errorf("got %+v, %v", ended, err)

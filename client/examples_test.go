@@ -3,6 +3,8 @@ package client_test
 import (
 	"io"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +29,27 @@ func printed(t *testing.T, f func()) string {
 	os.Stdout = stdout
 	_ = writer.Close()
 	return <-said
+}
+
+// Whoever imports the client builds nothing of the server.
+func TestTheClientPullsInNothingOfTheServer(t *testing.T) {
+	for pkg, refused := range map[string][]string{
+		"keyledger/client":           {"github.com/jackc", "github.com/gofiber", "github.com/valyala", "github.com/prometheus", "github.com/nats-io/nats-server"},
+		"keyledger/client/httpauth":  {"github.com/jackc", "github.com/gofiber", "github.com/valyala"},
+		"keyledger/client/fiberauth": {"github.com/jackc"},
+	} {
+		output, err := exec.CommandContext(t.Context(), "go", "list", "-deps", pkg).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for imported := range strings.Lines(string(output)) {
+			imported = strings.TrimSpace(imported)
+			ours := strings.HasPrefix(imported, "keyledger/") && !strings.HasPrefix(imported, "keyledger/client") && imported != "keyledger/domain" && imported != "keyledger/index"
+			if ours || slices.ContainsFunc(refused, func(prefix string) bool { return strings.HasPrefix(imported, prefix) }) {
+				t.Errorf("%s imports %s", pkg, imported)
+			}
+		}
+	}
 }
 
 func TestTheExamplesDoWhatTheySay(t *testing.T) {

@@ -66,7 +66,11 @@ func Refuse(v Verdict, err error) *Refusal {
 	case v.Code == InsufficientScope:
 		return lacking()
 	case v.Code == RateLimited:
-		return &Refusal{Status: http.StatusTooManyRequests, Code: "rate_limited", Detail: "the key is over its limit", RetryAfter: max(time.Second, time.Until(v.RateLimit.Reset))}
+		next := v.RateLimit.Next
+		if next.IsZero() {
+			next = v.RateLimit.Reset
+		}
+		return &Refusal{Status: http.StatusTooManyRequests, Code: "rate_limited", Detail: "the key is over its limit", RetryAfter: max(time.Second, time.Until(next))}
 	}
 	return &Refusal{Status: http.StatusUnauthorized, Code: "unauthenticated", Detail: "the API key is not valid"}
 }

@@ -53,6 +53,9 @@ type Question struct {
 	Scopes Scopes
 	// Organization, when set, is the only one whose keys are found.
 	Organization OrganizationID
+	// Durable asks that the use is in the log before the answer. Only a server can
+	// do that: an embedded verifier answers ErrInvalid.
+	Durable bool
 }
 
 // Code is a verdict in one word.
@@ -99,6 +102,7 @@ type RateLimit struct {
 	Limit     uint32 // requests a minute; 0: the key has no limit
 	Remaining uint32
 	Reset     time.Time // when Remaining is Limit again
+	Next      time.Time // when a use is accepted again, for a key that is over its limit; zero where a server does not say
 }
 
 // Of a question, everything but the key may be printed.

@@ -99,10 +99,11 @@ type wireQuestion struct {
 	Key          string         `json:"key"`
 	Scopes       Scopes         `json:"scopes,omitempty"`
 	Organization OrganizationID `json:"organizationId,omitempty"`
+	Durable      bool           `json:"durable,omitempty"`
 }
 
 func question(q Question) wireQuestion {
-	return wireQuestion{q.Key[:min(len(q.Key), mostKeyBytes)], q.Scopes, q.Organization}
+	return wireQuestion{q.Key[:min(len(q.Key), mostKeyBytes)], q.Scopes, q.Organization, q.Durable}
 }
 
 // wireVerdict is a verdict as it is sent. Whatever says nothing about an age is of a

@@ -219,7 +219,7 @@ func TestOurOwnDialectAsksForTheSameRights(t *testing.T) {
 // A position of a history that was given up is refused at once wherever one can be asked for.
 func TestAPositionOfAnotherEpochIsRefusedWithAdvice(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := start(t, func(o *keyhttp.Options) { o.Usage = &counts{} })
 	key := s.key(acme, "*")
 	path := nativePath + "/" + s.keyID(key).String()
 	for _, c := range []struct{ method, path, body string }{
@@ -227,6 +227,7 @@ func TestAPositionOfAnotherEpochIsRefusedWithAdvice(t *testing.T) {
 		{"POST", verifyPath + "/batch", fmt.Sprintf(`{"keys":[{"key":%q}]}`, key)},
 		{"GET", nativePath, ""},
 		{"GET", path, ""},
+		{"GET", path + "/usage", ""},
 		{"GET", bullseyePath, ""},
 		{"GET", bunshipPath, ""},
 		{"GET", bunshipPath + "/" + s.keyID(key).String(), ""},

@@ -52,7 +52,11 @@ func (s *Server) keyUsage(r *request) error {
 	if err != nil {
 		return err
 	}
-	key, err := s.keys.Get(r.ctx, p.organization, id, 0)
+	atLeast, err := s.awaitMinimum(r)
+	if err != nil {
+		return err
+	}
+	key, err := s.keys.Get(r.ctx, p.organization, id, atLeast)
 	if err != nil {
 		return err
 	}
