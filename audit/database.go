@@ -159,7 +159,7 @@ func (s *snapshot) verify(ctx context.Context, c *chain, o Options) error {
 	if c.tiles, err = s.upperTiles(ctx, c.lane); err != nil {
 		return err
 	}
-	first, err := s.detached(ctx, c)
+	first, err := s.detached(ctx, c, o, &lane)
 	if err != nil {
 		return err
 	}
@@ -193,23 +193,27 @@ func (s *snapshot) verify(ctx context.Context, c *chain, o Options) error {
 	return nil
 }
 
-// detached skips a part of the usage lane that is not in the database any more:
-// the tiles alone stand for it.
-func (s *snapshot) detached(ctx context.Context, c *chain) (after uint64, err error) {
+// detached reads what is not in the database any more from archives. For the rest the
+// tiles alone stand.
+func (s *snapshot) detached(ctx context.Context, c *chain, o Options, lane *LaneReport) (after uint64, err error) {
 	if c.lane != domain.Usage {
 		return 0, nil
 	}
-	var first *int64
-	err = s.tx.QueryRow(ctx, `SELECT min(substring(pg_get_expr(p.relpartbound, p.oid) FROM 'FROM \(''?(\d+)''?\)')::bigint)
-		FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid WHERE i.inhparent = 'events_usage'::regclass`).Scan(&first)
-	if err != nil {
-		return 0, eventstore.Wrap(err, "read the parts of %s", c.lane)
+	last, err := Detached(ctx, s.tx)
+	if err != nil || last == 0 {
+		return 0, err
 	}
-	if first == nil || *first <= 1 {
-		return 0, nil
+	after = uint64(last)
+	if err := s.archived(ctx, c, o.Archives, lane); err != nil {
+		return 0, err
 	}
-	after = uint64(*first - 1)
-	for at := uint64(0); at < after; at += span(c.lane) {
+	if c.next > after {
+		return after, nil
+	}
+	c.report.Skip(fmt.Sprintf("%s from position %d to %d is detached from the database, and in no archive that was named (--archive): the tree alone stands for it",
+		c.lane, c.next, after))
+	c.loose = true
+	for at := (c.next - 1) / tileWidth * tileWidth; at < after; at += span(c.lane) {
 		leaves, err := s.lowerTiles(ctx, c.lane, at, min(at+span(c.lane), after))
 		if err != nil {
 			return 0, err
@@ -224,8 +228,6 @@ func (s *snapshot) detached(ctx context.Context, c *chain) (after uint64, err er
 			c.grow(leaf)
 		}
 	}
-	c.loose = true
-	c.report.Skip(fmt.Sprintf("%s up to position %d is detached from the database: the tree alone stands for it", c.lane, after))
 	return after, nil
 }
 

@@ -31,7 +31,8 @@ type ExportOptions struct {
 	Progress     func(lane domain.Lane, done, total domain.Position)
 }
 
-// LaneRange is a part of a lane. To 0 is the size of the newest checkpoint.
+// LaneRange is a part of a lane. From 0 is the first position that the database holds, To 0 the
+// size of the newest checkpoint.
 type LaneRange struct {
 	Lane     domain.Lane
 	From, To domain.Position
@@ -226,7 +227,18 @@ func exportHead(ctx context.Context, pool *pgxpool.Pool, log *Log, o ExportOptio
 		if part.To == 0 {
 			part.To = size
 		}
-		part.From = max(part.From, 1)
+		gone := domain.Position(0)
+		if part.Lane == domain.Usage {
+			if gone, err = Detached(ctx, s.tx); err != nil {
+				return h, err
+			}
+		}
+		if part.From == 0 {
+			part.From = gone + 1
+		}
+		if part.From <= gone {
+			return h, domain.Errorf(domain.CodeNotFound, "%s up to position %d was detached to archives", part.Lane, gone)
+		}
 		if part.To > size {
 			return h, domain.Errorf(domain.CodeStale, "no checkpoint covers %s %d yet: the newest has the size %d", part.Lane, part.To, size)
 		}

@@ -76,6 +76,8 @@ type Options struct {
 	Keys []ed25519.PublicKey
 	// Trusted are checkpoints that were kept outside the ledger: signed notes.
 	Trusted []Trusted
+	// Archives are the files to which parts of the usage lane were detached.
+	Archives []string
 	// Progress is told how far it has come. It may be nil.
 	Progress func(lane domain.Lane, done, total domain.Position)
 }

@@ -29,7 +29,7 @@ when not. With --file it verifies an exported file alone.`,
 		Example: `  keyledger audit verify --checkpoint kept-elsewhere.note
   DATABASE_URL=postgres://... keyledger audit verify --key 3v0Y...= --json`,
 	}
-	return p.command(cmd, p.verifyAll, []string{"checkpoint", "key", "file", "json", "checkpoint-key"}, ledgerFlags, natsFlags)
+	return p.command(cmd, p.verifyAll, []string{"checkpoint", "key", "file", "archive", "json", "checkpoint-key"}, ledgerFlags, natsFlags)
 }
 
 func (p *program) verifyAll(ctx context.Context) error {
@@ -79,7 +79,7 @@ func (p *program) verifyLedger(ctx context.Context, trusted []audit.Trusted) (re
 	}
 	update, finish := p.progress("verify")
 	report, err = audit.VerifyDatabase(ctx, a.pool, audit.Options{
-		Keys: keys, Trusted: trusted, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
+		Keys: keys, Trusted: trusted, Archives: p.config.Archive, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
 	})
 	finish()
 	if err != nil {
@@ -99,9 +99,17 @@ func (p *program) verifyProjections(ctx context.Context, a *audited, report *aud
 		return nil
 	}
 	for _, projection := range rebuildable(a.pool) {
+		log, lacks, err := p.wholeLog(ctx, a.pool, a.store, projection.Lane())
+		if err != nil {
+			return err
+		}
+		if lacks != "" {
+			report.Skip("the projection " + projection.Name() + ": " + lacks)
+			continue
+		}
 		progress, finish := p.progress("fold " + projection.Name())
 		r, err := projections.Rebuild(ctx, projections.RebuildOptions{
-			AdminURL: a.Database.AdminURL, Log: a.store, Projection: projection, Logger: p.logger, Progress: progress, CompareOnly: true,
+			AdminURL: a.Database.AdminURL, Log: log, Projection: projection, Logger: p.logger, Progress: progress, CompareOnly: true,
 		})
 		finish()
 		switch {

@@ -133,7 +133,7 @@ variables of OpenTelemetry) are honoured.`,
 		return usageError{fmt.Errorf("%w (%s --help lists the flags)", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
-		p.serve(), p.bootstrap(), p.members(), p.token(), p.replay(), p.status(), p.migrate(), p.stream(), p.epoch(), p.erase(), p.audit(), p.healthcheck(), p.version(),
+		p.serve(), p.bootstrap(), p.members(), p.token(), p.replay(), p.status(), p.migrate(), p.stream(), p.epoch(), p.erase(), p.usage(), p.audit(), p.healthcheck(), p.version(),
 	)
 	return root
 }

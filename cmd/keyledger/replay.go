@@ -11,7 +11,9 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
+	"keyledger/audit"
 	"keyledger/domain"
+	"keyledger/eventstore"
 	"keyledger/internal/backing"
 	"keyledger/projections"
 	"keyledger/projections/keylist"
@@ -30,7 +32,7 @@ The folds are compared by their states, too, which are kept at every thousandth
 position, so that it can say where the live one went wrong. With --dry-run it
 compares and leaves everything as it is.`,
 	}
-	return p.command(cmd, p.replayAll, []string{"dry-run", "json"}, ledgerFlags)
+	return p.command(cmd, p.replayAll, []string{"archive", "dry-run", "json"}, ledgerFlags)
 }
 
 // rebuildable are the projections that live in Postgres.
@@ -46,9 +48,17 @@ func (p *program) replayAll(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, l.close(ctx)) }()
 	var reports []replayReport
 	for _, projection := range rebuildable(l.pool) {
+		log, lacks, err := p.wholeLog(ctx, l.pool, l.store, projection.Lane())
+		if err != nil {
+			return err
+		}
+		if lacks != "" {
+			p.say("%s: left as it is: %s.", projection.Name(), lacks)
+			continue
+		}
 		progress, finish := p.progress("replay " + projection.Name())
 		report, err := projections.Rebuild(ctx, projections.RebuildOptions{
-			AdminURL: l.Database.AdminURL, Log: l.store, Projection: projection, Logger: p.logger, Progress: progress, CompareOnly: p.config.DryRun,
+			AdminURL: l.Database.AdminURL, Log: log, Projection: projection, Logger: p.logger, Progress: progress, CompareOnly: p.config.DryRun,
 		})
 		finish()
 		if err != nil {
@@ -129,6 +139,23 @@ func (p *program) sayReport(r projections.Report) {
 	if r.Swapped {
 		p.say("%s: the replayed state is in place.", r.Projection)
 	}
+}
+
+// wholeLog gives the log as a fold from its beginning needs it, or says what of it is
+// neither in the database nor in the archives that were named.
+func (p *program) wholeLog(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store, lane domain.Lane) (log projections.Log, lacks string, err error) {
+	if lane != domain.Usage {
+		return store, "", nil
+	}
+	ledger, _ := store.Ledger()
+	from, through, err := audit.Lacks(ctx, pool, ledger, p.config.Archive)
+	if err != nil {
+		return nil, "", err
+	}
+	if from > 0 {
+		return nil, fmt.Sprintf("positions %d to %d of %s are in archives, and --archive does not name them", from, through, lane), nil
+	}
+	return &audit.Archived{Store: store, Paths: p.config.Archive}, "", nil
 }
 
 // since is the first position of the thousand that ends at another one.

@@ -157,6 +157,10 @@ type Config struct {
 	Types []string `env:"KEYLEDGER_TYPES"`
 	// Wait for what happens next, and go on.
 	Follow bool `env:"KEYLEDGER_FOLLOW" envDefault:"false"`
+	// Only what ends before this: a position, a moment, or how long ago.
+	Before string `env:"KEYLEDGER_BEFORE"`
+	// Files to which parts of the usage lane were detached, separated by commas.
+	Archive []string `env:"KEYLEDGER_ARCHIVE"`
 	// Export the wrapped data keys as well, without which an imported ledger cannot
 	// read its personal fields.
 	DataKeys bool `env:"KEYLEDGER_DATA_KEYS" envDefault:"false"`
