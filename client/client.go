@@ -238,7 +238,7 @@ func (c *Client) prepare(ctx context.Context, what call) (build func(context.Con
 			header.Set(headerAPIKey, c.credential)
 		}
 	}
-	if what.body != nil {
+	if what.body != nil && header.Get("Content-Type") == "" {
 		header.Set("Content-Type", "application/json")
 	}
 	if what.write {

@@ -221,8 +221,7 @@ func (s *Server) renewVerifier(r *request) error {
 	}
 	_, epoch := s.options.KeyFeed.History()
 	token := domain.Token{Epoch: epoch, Lane: domain.Lifecycle, Position: head}
-	body := append([]byte(`{"head":"`), token.String()...)
-	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, `"}`...))
+	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, fmt.Appendf(nil, `{"head":%q,"leaseMs":%d}`, token, s.options.Verifiers.Lease().Milliseconds()))
 	return nil
 }
 

@@ -199,6 +199,15 @@ func (x *Index) Ready() bool {
 	return c != nil && c.loaded.Load()
 }
 
+// History is what the keys and positions belong to; false before any are loaded.
+func (x *Index) History() (History, bool) {
+	c := x.contents.Load()
+	if c == nil {
+		return History{}, false
+	}
+	return c.history, true
+}
+
 // Position is the last position of the lifecycle lane that is applied.
 func (x *Index) Position() domain.Position {
 	if c := x.contents.Load(); c != nil {

@@ -89,12 +89,22 @@ func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) 
 	}
 }
 
+// Following says whether there are keys to which events can be applied: they were
+// loaded, and not distrusted since. They may still be behind where the log ended then.
+func (x *Index) Following() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.contents.Load() != nil && x.target != distrusted
+}
+
+const distrusted = 1<<64 - 1
+
 // Distrust makes the index stop answering until the next Replace.
 func (x *Index) Distrust() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.target = 1<<64 - 1 // applying more does not help
-	x.leases = leases{}  // of a history that may be another one
+	x.target = distrusted // applying more does not help
+	x.leases = leases{}   // of a history that may be another one
 	if c := x.contents.Load(); c != nil {
 		c.loaded.Store(false)
 		c.until.Store(notReady)

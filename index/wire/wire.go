@@ -78,6 +78,9 @@ type Reader struct {
 // NewReader reads frames from r.
 func NewReader(r io.Reader) *Reader { return &Reader{r: bufio.NewReaderSize(r, 64<<10)} }
 
+// Buffered says whether more has come than was read.
+func (r *Reader) Buffered() bool { return r.r.Buffered() > 0 }
+
 // Next gives the next frame, whose payload is valid until the next call. io.EOF stands between
 // two frames; within one it is io.ErrUnexpectedEOF.
 func (r *Reader) Next() (Kind, []byte, error) {
