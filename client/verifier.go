@@ -75,8 +75,9 @@ type member struct {
 }
 
 const (
-	renewals      = 4 // within a lease
-	farewell      = 10 * time.Second
+	renewals      = 4                // within a lease
+	farewell      = 10 * time.Second // for the last report
+	leaveWithin   = 2 * time.Second
 	firstPause    = 50 * time.Millisecond
 	longPause     = 5 * time.Second
 	leastLease    = 10 * time.Millisecond
@@ -271,12 +272,19 @@ func (v *Verifier) leave(ctx context.Context) error {
 	x.Distrust()
 	ctx, cancel := context.WithTimeout(ctx, farewell)
 	defer cancel()
+	defer func() {
+		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveWithin)
+		defer cancel()
+		if _, gone := v.client.ask(leaving, call{method: http.MethodDelete, path: v.path(), once: true}, nil); gone != nil {
+			v.logger.Warn("the verifier could not leave: revocations wait for its lease until it is forgotten", "error", gone)
+		}
+	}()
 	err := v.reporter.flush(ctx)
+	for err != nil && sleep(ctx, firstPause) {
+		err = v.reporter.flush(ctx)
+	}
 	if err != nil {
 		err = fmt.Errorf("report the last uses: %w", err)
-	}
-	if _, gone := v.client.ask(ctx, call{method: http.MethodDelete, path: v.path(), once: true}, nil); gone != nil {
-		v.logger.Warn("the verifier could not leave: revocations wait for its lease until it is forgotten", "error", gone)
 	}
 	return err
 }

@@ -77,6 +77,12 @@ func (f *changes) next(ctx context.Context) ([]byte, error) {
 	if !f.begun {
 		f.begun = true
 		go f.read(ctx)
+		select { // the header comes first
+		case p := <-f.parts:
+			return f.give(ctx, p)
+		case <-ctx.Done():
+			return nil, io.EOF
+		}
 	}
 	alive := time.NewTimer(verifierAlive)
 	defer alive.Stop()
