@@ -271,6 +271,57 @@ func TestTheWholeAPIOnARealServer(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("events are read and subscribed to", func(t *testing.T) {
+		t.Parallel()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		c := connect(t, server, "org_events")
+		made, err := c.CreateKey(ctx, "org_events", client.NewKey{Name: "n", Scopes: client.Scopes{"read", "events:read"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		auditor := clientOf(t, server.URL(), server.BootstrapKey("--system").Key)
+		own, err := clientOf(t, server.URL(), made.Secret.Reveal()).Events(ctx, client.EventOptions{Filter: client.Filter{Organization: "org_events"}})
+		if err != nil || len(own.Events) != 2 || own.Events[1].Key != made.ID || own.Events[1].Type != client.TypeKeyCreated || own.Events[1].Position != made.Position.Position {
+			t.Fatalf("got %+v, %v", own, err)
+		}
+		if _, err := c.Events(ctx, client.EventOptions{}); !errors.Is(err, client.ErrForbidden) {
+			t.Errorf("got %v", err)
+		}
+		// The same event comes on NATS, byte for byte but for the digest.
+		seen := errors.New("seen")
+		o := client.SubscribeOptions{URL: server.Endpoints().NATS, Client: auditor, Filter: client.Filter{Organization: "org_events", Types: []string{client.TypeKeyCreated}}}
+		err = client.Subscribe(ctx, o, func(_ context.Context, e client.Event) error {
+			if e.Key != made.ID {
+				return nil
+			}
+			if logged := own.Events[1]; e.Cursor != logged.Cursor || !e.Time.Equal(logged.Time) || e.Version != logged.Version || e.Schema != logged.Schema || e.Lane != logged.Lane || e.Organization != logged.Organization {
+				t.Errorf("the stream has %+v, the log %+v", e, logged)
+			}
+			if !strings.Contains(string(e.Data), `"digest"`) || strings.Contains(string(own.Events[1].Data), `"digest"`) {
+				t.Errorf("the stream has %s, the log %s", e.Data, own.Events[1].Data)
+			}
+			return seen
+		})
+		if !errors.Is(err, seen) {
+			t.Errorf("it ended with %v", err)
+		}
+		if _, err := c.Verify(ctx, client.Question{Key: made.Secret.Reveal()}); err != nil {
+			t.Fatal(err)
+		}
+		err = client.Subscribe(ctx, client.SubscribeOptions{URL: server.Endpoints().NATS, Filter: client.Filter{Lane: client.Uses, Organization: "org_events"}}, func(_ context.Context, e client.Event) error {
+			if e.Type != client.TypeKeyUsed || e.Lane != client.Uses || !e.Key.IsZero() {
+				t.Errorf("got %+v", e)
+			}
+			if !strings.Contains(string(e.Data), made.ID.String()) {
+				return nil // the use of another key
+			}
+			return seen
+		})
+		if !errors.Is(err, seen) {
+			t.Errorf("it ended with %v", err)
+		}
+	})
 	t.Run("a write whose answers are lost happens once", func(t *testing.T) {
 		t.Parallel()
 		ctx := t.Context()

@@ -64,6 +64,10 @@ const (
 	consumerUnused = time.Minute // until the server forgets a consumer that nobody reads
 	natsTimeout    = 10 * time.Second
 	backfillPage   = 1000
+
+	// What waits here for its handler; a message is at most what NATS takes, 8 MiB.
+	mostPulled      = 500
+	mostPulledBytes = 16 << 20
 )
 
 // Subscribe calls a handler with every event that passes the filter, one after the
@@ -181,6 +185,17 @@ func newSubscription(ctx context.Context, o SubscribeOptions, handle func(contex
 	return s, nil
 }
 
+// within bounds one question to NATS, whatever the caller's deadline is.
+func within[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, natsTimeout)
+	defer cancel()
+	return ask(ctx)
+}
+
+func message(ctx context.Context, source jetstream.Stream, sequence uint64) (*jetstream.RawStreamMsg, error) {
+	return within(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) { return source.GetMsg(ctx, sequence) })
+}
+
 // next is the position that comes next.
 func (s *subscription) next() Position {
 	if s.at.Position == 0 {
@@ -194,7 +209,7 @@ func (s *subscription) follow(ctx context.Context) error {
 	if err := s.save(ctx); err != nil { // what an earlier attempt could not
 		return err
 	}
-	source, err := s.js.Stream(ctx, s.stream)
+	source, err := within(ctx, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, s.stream) })
 	if err != nil {
 		return fmt.Errorf("look at the stream: %w", err)
 	}
@@ -211,9 +226,11 @@ func (s *subscription) follow(ctx context.Context) error {
 		case FromTheBeginning:
 		}
 	}
-	consumer, err := source.CreateConsumer(ctx, jetstream.ConsumerConfig{
-		FilterSubjects: s.o.Filter.subjects(), DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: uint64(s.next()),
-		AckPolicy: jetstream.AckNonePolicy, MaxDeliver: 1, MemoryStorage: true, Replicas: 1, InactiveThreshold: consumerUnused,
+	consumer, err := within(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+		return source.CreateConsumer(ctx, jetstream.ConsumerConfig{
+			FilterSubjects: s.o.Filter.subjects(), DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: uint64(s.next()),
+			AckPolicy: jetstream.AckNonePolicy, MaxDeliver: 1, MemoryStorage: true, Replicas: 1, InactiveThreshold: consumerUnused,
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("make a consumer: %w", err)
@@ -229,7 +246,7 @@ func (s *subscription) follow(ctx context.Context) error {
 	if err := s.fill(ctx, source); err != nil {
 		return err
 	}
-	messages, err := consumer.Messages(jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(idleHeartbeat))
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(mostPulled, mostPulledBytes), jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(idleHeartbeat))
 	if err != nil {
 		return fmt.Errorf("read the stream: %w", err)
 	}
@@ -305,6 +322,8 @@ func (s *subscription) save(ctx context.Context) error {
 	if s.o.Store == nil || s.at == s.saved {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, natsTimeout) // the store may be NATS
+	defer cancel()
 	if err := s.o.Store.Save(ctx, s.o.Name, s.at); err != nil {
 		if errors.Is(err, ErrTwoSubscribers) {
 			return final(err)
@@ -319,7 +338,7 @@ func (s *subscription) save(ctx context.Context) error {
 // position in another history; events that were dropped before they reached us; and
 // how far a filter has left everything out.
 func (s *subscription) look(ctx context.Context, source jetstream.Stream, consumer jetstream.Consumer, delivered uint64) error {
-	info, err := source.Info(ctx)
+	info, err := within(ctx, func(ctx context.Context) (*jetstream.StreamInfo, error) { return source.Info(ctx) })
 	if err != nil {
 		return fmt.Errorf("look at the stream: %w", err)
 	}
@@ -328,7 +347,7 @@ func (s *subscription) look(ctx context.Context, source jetstream.Stream, consum
 		return s.recognise(ctx, source, state)
 	}
 	if !s.o.Filter.all() && s.next() <= Position(state.LastSeq) {
-		mine, err := consumer.Info(ctx)
+		mine, err := within(ctx, consumer.Info)
 		if err != nil {
 			return fmt.Errorf("look at the consumer: %w", err)
 		}
@@ -348,14 +367,14 @@ func (s *subscription) look(ctx context.Context, source jetstream.Stream, consum
 
 // passTo moves over events that were left out.
 func (s *subscription) passTo(ctx context.Context, source jetstream.Stream, sequence uint64) error {
-	message, err := source.GetMsg(ctx, sequence)
+	found, err := message(ctx, source, sequence)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil // another time
 	}
 	if err != nil {
 		return fmt.Errorf("read the stream: %w", err)
 	}
-	e, err := eventOf(sequence, message.Header, message.Data)
+	e, err := eventOf(sequence, found.Header, found.Data)
 	if err != nil {
 		return final(err)
 	}
@@ -376,11 +395,11 @@ func (s *subscription) recognise(ctx context.Context, source jetstream.Stream, s
 	}
 	newest := s.at
 	if state.Msgs > 0 {
-		message, err := source.GetMsg(ctx, state.LastSeq)
+		found, err := message(ctx, source, state.LastSeq)
 		if err != nil {
 			return fmt.Errorf("read the end of the stream: %w", err)
 		}
-		e, err := eventOf(state.LastSeq, message.Header, nil)
+		e, err := eventOf(state.LastSeq, found.Header, nil)
 		if err != nil {
 			return final(err)
 		}
@@ -399,10 +418,10 @@ func (s *subscription) compare(ctx context.Context, source jetstream.Stream, oth
 		// The epoch began at our position or before it, so our event is of the one that was given up.
 		return s.anotherHistory()
 	}
-	message, err := source.GetMsg(ctx, uint64(s.at.Position))
+	found, err := message(ctx, source, uint64(s.at.Position))
 	switch {
 	case err == nil:
-		if message.Header.Get("ce-ledger") != s.at.Ledger || message.Header.Get("ce-id") != s.at.ID {
+		if found.Header.Get("ce-ledger") != s.at.Ledger || found.Header.Get("ce-id") != s.at.ID {
 			return s.anotherHistory()
 		}
 		return nil
@@ -432,12 +451,14 @@ func (s *subscription) anotherHistory() error {
 
 // fill reads from the log what the stream does not have any more.
 func (s *subscription) fill(ctx context.Context, source jetstream.Stream) error {
-	info, err := source.Info(ctx)
+	info, err := within(ctx, func(ctx context.Context) (*jetstream.StreamInfo, error) { return source.Info(ctx) })
 	if err != nil {
 		return fmt.Errorf("look at the stream: %w", err)
 	}
 	if info.State.NumDeleted > 0 {
-		if info, err = source.Info(ctx, jetstream.WithDeletedDetails(true)); err != nil {
+		if info, err = within(ctx, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+			return source.Info(ctx, jetstream.WithDeletedDetails(true))
+		}); err != nil {
 			return fmt.Errorf("look at the stream: %w", err)
 		}
 		if n := len(info.State.Deleted); n > 0 {
