@@ -261,7 +261,7 @@ func (s *snapshot) archived(ctx context.Context, c *chain, paths []string, lane 
 			}
 			return tiles.leaf(position)
 		}
-		err := pipe(ctx, c.lane, s.ledger, func(_ context.Context, emit func(piece) error) error {
+		err := pipe(ctx, c.lane, s.ledger, c.watch, func(_ context.Context, emit func(piece) error) error {
 			damage = a.lane(c.lane, emit)
 			return ctx.Err()
 		}, func(events []checked, _ leavesOf) {

@@ -32,7 +32,10 @@ type chain struct {
 
 	keys    map[domain.KeyID]keyState
 	streams map[string]uint64
-	erased  map[uint64]uint64 // organizations, by hash: at which position
+	// revocations are what the lifecycle lane says; watch is what the usage lane is held against.
+	revocations map[domain.KeyID]*revocation
+	watch       *watch
+	erased      map[uint64]uint64 // organizations, by hash: at which position
 }
 
 type keyState struct {
@@ -48,7 +51,7 @@ type expectation struct {
 }
 
 func newChain(lane domain.Lane, report *Report) *chain {
-	return &chain{lane: lane, report: report, next: 1, keys: map[domain.KeyID]keyState{}, streams: map[string]uint64{}, erased: map[uint64]uint64{}}
+	return &chain{lane: lane, report: report, next: 1, keys: map[domain.KeyID]keyState{}, streams: map[string]uint64{}, erased: map[uint64]uint64{}, revocations: map[domain.KeyID]*revocation{}}
 }
 
 // expect adds a root to compare with.
@@ -124,6 +127,9 @@ func (c *chain) add(e *checked, leaves leavesOf) {
 
 // follow holds an event against its stream, and against the rules of the domain.
 func (c *chain) follow(e *checked) {
+	if e.late != "" {
+		c.fault(e.position, "%s", e.late)
+	}
 	if e.key.IsZero() {
 		if e.stream != "" {
 			c.version(e, c.streams[e.stream], e.stream)
@@ -145,6 +151,10 @@ func (c *chain) follow(e *checked) {
 		key.version = uint32(e.version)
 		if e.change == revokes && key.revoked == 0 {
 			key.revoked = e.position
+			c.revocations[e.key] = &revocation{position: e.position}
+		}
+		if e.change == fences {
+			c.fence(e)
 		}
 		c.keys[e.key] = key
 	}

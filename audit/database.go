@@ -97,7 +97,10 @@ func VerifyDatabase(ctx context.Context, pool *pgxpool.Pool, o Options) (*Report
 	if err := o.trust(s.ledger, func(lane domain.Lane, e expectation) { chains[lane].expect(e) }); err != nil {
 		return nil, err
 	}
-	for _, lane := range domain.Lanes() {
+	for _, lane := range domain.Lanes() { // the lifecycle first: it says which uses there must not be
+		if lane == domain.Usage {
+			chains[lane].watch = newWatch(chains[domain.Lifecycle].revocations, o.Skew)
+		}
 		if err := s.verify(ctx, chains[lane], o); err != nil {
 			return nil, fmt.Errorf("verify %s: %w", lane, err)
 		}
@@ -164,7 +167,7 @@ func (s *snapshot) verify(ctx context.Context, c *chain, o Options) error {
 		return err
 	}
 	var last leavesOf
-	err = pipe(ctx, c.lane, s.ledger, func(ctx context.Context, emit func(piece) error) error {
+	err = pipe(ctx, c.lane, s.ledger, c.watch, func(ctx context.Context, emit func(piece) error) error {
 		return s.events(ctx, c.lane, first, math.MaxInt64, emit)
 	}, func(events []checked, leaves leavesOf) {
 		last = leaves

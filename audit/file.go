@@ -295,9 +295,12 @@ func VerifyFile(ctx context.Context, r io.Reader, o Options) (*Report, error) {
 	}
 	for _, part := range e.header.Lanes {
 		c := chains[part.Lane]
+		if lifecycle := chains[domain.Lifecycle]; lifecycle != nil && part.Lane == domain.Usage {
+			c.watch = newWatch(lifecycle.revocations, o.Skew)
+		}
 		lane := LaneReport{Lane: part.Lane, Through: part.To, Checkpoints: len(c.checkpoints)}
 		var damage error
-		err := pipe(ctx, part.Lane, ledger, func(_ context.Context, emit func(piece) error) error {
+		err := pipe(ctx, part.Lane, ledger, c.watch, func(_ context.Context, emit func(piece) error) error {
 			damage = e.lane(part.Lane, emit)
 			return ctx.Err()
 		}, func(events []checked, _ leavesOf) {

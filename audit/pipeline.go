@@ -29,7 +29,7 @@ const inFlight = 16
 
 // pipe reads pieces, hashes and checks their rows on all processors, and hands
 // them on in the order in which they were read.
-func pipe(ctx context.Context, lane domain.Lane, ledger domain.ID, read func(context.Context, func(piece) error) error, take func([]checked, leavesOf)) error {
+func pipe(ctx context.Context, lane domain.Lane, ledger domain.ID, w *watch, read func(context.Context, func(piece) error) error, take func([]checked, leavesOf)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	ordered, work := make(chan *job, inFlight), make(chan *job, inFlight)
 	group.Go(func() error {
@@ -56,6 +56,7 @@ func pipe(ctx context.Context, lane domain.Lane, ledger domain.ID, read func(con
 					j.checked = make([]checked, len(rows))
 					for i := range rows {
 						j.checked[i], buffer = rows[i].check(lane, ledger, buffer)
+						j.checked[i].late = w.late(&rows[i])
 					}
 				}
 				close(j.done)

@@ -54,6 +54,8 @@ type checked struct {
 	hasStated bool
 	left      bool
 	fault     string // what the row says against itself
+	late      string // what it says against a revocation
+	fence     *domain.RevocationFenced
 }
 
 // change is what an event does to its key, or to its organization.
@@ -88,7 +90,9 @@ func (r *row) check(lane domain.Lane, ledger domain.ID, buffer []byte) (checked,
 	buffer = r.envelope(append(buffer[:0], 0), lane, ledger) // RFC 6962: 0 before a leaf
 	c.leaf = sha256.Sum256(buffer)
 	c.organization, c.sealed = maphash.Bytes(organizations, r.organization), r.sealed != nil
-	c.fault = r.columns(lane, &c)
+	if c.fault = r.columns(lane, &c); c.fault == "" && c.change == fences {
+		c.fence = r.fenced()
+	}
 	return c, buffer
 }
 

@@ -76,6 +76,8 @@ type Options struct {
 	Keys []ed25519.PublicKey
 	// Trusted are checkpoints that were kept outside the ledger: signed notes.
 	Trusted []Trusted
+	// Skew is how far the clocks of verifiers are believed to differ; 0: DefaultSkew.
+	Skew time.Duration
 	// Archives are the files to which parts of the usage lane were detached.
 	Archives []string
 	// Progress is told how far it has come. It may be nil.

@@ -157,6 +157,8 @@ type Config struct {
 	Types []string `env:"KEYLEDGER_TYPES"`
 	// Wait for what happens next, and go on.
 	Follow bool `env:"KEYLEDGER_FOLLOW" envDefault:"false"`
+	// How far the clocks of verifiers are believed to differ.
+	Skew time.Duration `env:"KEYLEDGER_SKEW" envDefault:"2s"`
 	// Only what ends before this: a position, a moment, or how long ago.
 	Before string `env:"KEYLEDGER_BEFORE"`
 	// Files to which parts of the usage lane were detached, separated by commas.
