@@ -48,7 +48,7 @@
 //	native.go     problem details, minimum positions; usage.go: counts of uses
 //	verify.go     the verdict on a key; batch.go, forwardauth.go, message.go: other
 //	              doors to it; throttle.go: sources of unknown keys
-//	events.go     the feeds of events; stream.go: answers that go on
+//	events.go     the feeds of events; stream.go: answers that go on; webhooks.go
 //	health.go     probes, version, metrics
 //	observe.go    request ids, access log, metrics; trace.go: spans; address.go: proxies
 //	connections.go  deadlines, and connections that can be drained

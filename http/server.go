@@ -63,6 +63,8 @@ type Options struct {
 	Audit AuditLog
 	// Events is the log for those who read along. nil: there is no feed.
 	Events EventFeed
+	// Webhooks are where organizations have their events sent. nil: there are none.
+	Webhooks Webhooks
 
 	// Verifiers and KeyFeed serve verifiers that others embed. nil: there are no routes for them.
 	Verifiers Verifiers
@@ -214,7 +216,7 @@ func New(options Options) (*Server, error) {
 		DisablePreParseMultipartForm: true,
 		ErrorHandler:                 s.refuse,
 	})
-	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes(), s.eventRoutes(), s.verifierRoutes())
+	routes := slices.Concat(s.routes(), s.nativeKeyRoutes(), s.logRoutes(), s.auditRoutes(), s.eventRoutes(), s.webhookRoutes(), s.verifierRoutes())
 	s.mount(routes)
 	handle := s.fiber.Handler()
 	server := s.fiber.Server()

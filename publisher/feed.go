@@ -56,10 +56,11 @@ type FeedQuery struct {
 
 // FeedEvent is one event as AppendStructured shows it.
 type FeedEvent struct {
-	Position domain.Position
-	ID       domain.ID
-	Type     string
-	JSON     []byte
+	Position   domain.Position
+	ID         domain.ID
+	Type       string
+	RecordedAt time.Time
+	JSON       []byte
 }
 
 // FeedPage is what was found.
@@ -162,7 +163,7 @@ func (f *Feed) Page(ctx context.Context, q FeedQuery) (FeedPage, error) {
 					return page, err
 				}
 				bytes += len(text)
-				page.Events = append(page.Events, FeedEvent{Position: r.Position, ID: r.ID, Type: name.typ, JSON: text})
+				page.Events = append(page.Events, FeedEvent{Position: r.Position, ID: r.ID, Type: name.typ, RecordedAt: r.RecordedAt, JSON: text})
 			}
 			page.Next = r.Position
 		}

@@ -32,6 +32,7 @@ import (
 	"keyledger/projections/usage"
 	"keyledger/projections/verification"
 	"keyledger/publisher"
+	"keyledger/webhooks"
 )
 
 // node is a running server: its parts, each of which uses those above it.
@@ -59,6 +60,7 @@ type node struct {
 	boot      domain.ID // of this run: names its lease and its uses
 	relays    []*publisher.Relay
 	feed      *publisher.Feed
+	webhooks  *webhooks.Webhooks
 	server    *keyhttp.Server
 	endpoints datadir.Endpoints
 }
@@ -86,7 +88,7 @@ func (n *node) start(ctx context.Context) error {
 		n.startTrees,
 		n.firstKey,
 		n.startRelays,
-		n.startFeed,
+		func(context.Context) error { return n.startFeed(masterKey) },
 		n.startIndex,
 		n.startFence,
 		func(ctx context.Context) error { return n.startHTTP(ctx, masterKey, jwtSecret) },
@@ -243,10 +245,22 @@ func (n *node) startRelays(context.Context) error {
 	return nil
 }
 
-// startFeed tells those who read along over HTTP what is new.
-func (n *node) startFeed(context.Context) error {
+// startFeed tells those who read along over HTTP what is new, and sends it to
+// those who want to be called.
+func (n *node) startFeed(masterKey []byte) error {
 	n.feed = publisher.NewFeed(feedLog{n.store, organizations.NewReader(n.pool, n.store, n.places)}, n.logger)
 	n.parts.Go("feed of events", n.feed.Run)
+	key, err := backing.WebhookKey(masterKey)
+	if err != nil {
+		return err
+	}
+	n.webhooks, err = webhooks.New(webhooks.Options{
+		Pool: n.pool, Feed: n.feed, Key: key, Insecure: n.config.WebhookInsecure, Logger: n.logger, Registerer: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	n.parts.Go("webhooks", n.webhooks.Run)
 	return nil
 }
 
@@ -314,7 +328,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	n.server, err = keyhttp.New(keyhttp.Options{
 		Ledger: n.store, Verifier: n.index, Keys: n.list, Fence: n.fence, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(),
 		Verifiers: fence.NewDesk(n.fence), KeyFeed: verification.NewFeed(n.index, n.store),
-		Events: feed{n.feed}, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
+		Events: feed{n.feed}, Webhooks: n.webhooks, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired, Durable: n.uses, Exact: n.config.Usage == config.UsageExact, UnknownKeys: n.config.UnknownKeys,
 		Tokens: keyhttp.TokenOptions{

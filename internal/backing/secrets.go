@@ -89,3 +89,12 @@ func CursorKey(masterKey []byte) ([]byte, error) {
 	}
 	return key, nil
 }
+
+// WebhookKey derives the key under which the secrets of webhooks are stored.
+func WebhookKey(masterKey []byte) ([]byte, error) {
+	key, err := hkdf.Key(sha256.New, masterKey, nil, "keyledger webhook secrets 1", sha256.Size)
+	if err != nil {
+		return nil, fmt.Errorf("derive the key of webhooks: %w", err)
+	}
+	return key, nil
+}

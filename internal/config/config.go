@@ -87,6 +87,10 @@ type Config struct {
 	// same. Default: drawn once, into the data directory.
 	CheckpointKey Secret `env:"KEYLEDGER_CHECKPOINT_KEY"`
 
+	// Let webhooks be http, and inside the network. For development only: whoever may
+	// make webhooks can then reach whatever this server reaches.
+	WebhookInsecure bool `env:"KEYLEDGER_WEBHOOK_INSECURE" envDefault:"false"`
+
 	// First word of new keys: bsk makes bsk_live_ and bsk_test_ keys.
 	KeyPrefix domain.KeyFormat `env:"KEYLEDGER_KEY_PREFIX" envDefault:"bsk"`
 	// Limit of a new key, in requests a minute, when none is asked for.
