@@ -168,3 +168,18 @@ func (r *registry) read(ctx context.Context) {
 		close(l.done)
 	}
 }
+
+// Nodes are the servers that may verify.
+func (f *Fence) Nodes(ctx context.Context) ([]domain.ID, error) {
+	members, err := f.registry.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var nodes []domain.ID
+	for _, m := range members {
+		if m.kind == Node {
+			nodes = append(nodes, m.id)
+		}
+	}
+	return nodes, nil
+}

@@ -20,6 +20,7 @@ type contents struct {
 	named    uint64        // tells contents apart, for cursors
 	seed     seed
 	history  History
+	load     uint8 // counts snapshots
 	entries  slab[[segmentSize]entry]
 	byDigest table
 	names    arena

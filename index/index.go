@@ -44,6 +44,7 @@ type Index struct {
 	// What every verification reads. It is written when the keys are loaded, and
 	// never by a verification.
 	contents atomic.Pointer[contents]
+	sharing  atomic.Pointer[sharing] // nil: this node is alone
 	_        [64]byte
 
 	unknown [unknownStripes]stripe
@@ -55,6 +56,7 @@ type Index struct {
 	moved  chan struct{}   // closed when the position has changed; nil: nobody waits
 	took   time.Duration   // by the last load
 	keys   int             // in it
+	loads  uint8
 
 	percent int    // of the garbage collector, without the index; 0: it is left alone
 	tuned   uint32 // segments when it was set last
@@ -161,7 +163,11 @@ func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where
 	case v.Silent:
 		s = c.peek(ref, t.limit, bucket)
 	case verdict.Outcome == domain.OutcomeValid:
-		verdict.Outcome, where.tally, s, err = c.use(ref, &f, &t, v.Free, verdict.Stale, micros/1000, bucket, position)
+		share := x.sharing.Load()
+		verdict.Outcome, where.tally, s, err = c.use(share, ref, &f, &t, v.Free, verdict.Stale, micros/1000, bucket, position)
+		if err == errShort { //nolint:errorlint // ours, and never wrapped
+			verdict.Outcome, where.tally, s, err = x.useShared(c, ref, &f, &t, verdict.Stale, micros/1000, bucket, position)
+		}
 		if err != nil {
 			*verdict = domain.Verdict{}
 			return where, domain.Unavailable(err)

@@ -126,8 +126,9 @@ func room(limit uint32, count, past, each uint64) uint64 {
 }
 
 // take counts one use in a bucket, unless the limit is reached, and says where the key
-// stands then.
-func (t *tally) take(owner, limit uint32, now uint64) (standing, taking) {
+// stands then. most is the limit, or the part of it that this node may use: counts are kept in units of the
+// limit all the same.
+func (t *tally) take(owner, limit, most uint32, now uint64) (standing, taking) {
 	each := unit(limit)
 	for {
 		recent := t.recent.Load()
@@ -147,8 +148,11 @@ func (t *tally) take(owner, limit uint32, now uint64) (standing, taking) {
 			ahead := now - bucket
 			if past&pastMask == 0 && (count == 0 || ahead > buckets) {
 				// Nothing to remember: the move and the use are one step.
+				if most == 0 {
+					return standing{next: now + 1}, refused
+				}
 				if t.recent.CompareAndSwap(recent, recent>>turnShift<<turnShift|now<<bucketShift|1) {
-					return stand(limit, 1, 0, now, each), taken
+					return stand(most, 1, 0, now, each), taken
 				}
 				continue
 			}
@@ -158,11 +162,11 @@ func (t *tally) take(owner, limit uint32, now uint64) (standing, taking) {
 			}
 			continue
 		}
-		if units(past&pastMask)*each+count >= uint64(limit) {
-			return stand(limit, count, past, bucket, each), refused
+		if units(past&pastMask)*each+count >= uint64(most) {
+			return stand(most, count, past, bucket, each), refused
 		}
 		if t.recent.CompareAndSwap(recent, recent+1) {
-			return stand(limit, count+1, past, bucket, each), taken
+			return stand(most, count+1, past, bucket, each), taken
 		}
 	}
 }

@@ -32,7 +32,7 @@ func (l *slidingLog) within(window, now time.Duration) int {
 }
 
 func takeAt(t *tally, limit uint32, at time.Duration) bool {
-	_, result := t.take(owner, limit, bucketOf(at))
+	_, result := t.take(owner, limit, limit, bucketOf(at))
 	return result == taken
 }
 

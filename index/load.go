@@ -73,6 +73,8 @@ func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) 
 	c := l.contents
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.loads++
+	c.load = x.loads
 	if old := x.contents.Swap(c); old != nil {
 		x.keepFormer(old)
 		// What was confirmed of the old keys, the new ones may not know yet. So whoever

@@ -19,7 +19,8 @@ type tally struct {
 	times   atomic.Uint64 // when the first and the last use since the last flush were: span
 	decided atomic.Uint64 // the highest position that a use was decided at
 	late    atomic.Int64  // the last use, when that is too far from the first for times
-	_       [2]uint64
+	spent   atomic.Uint64 // what the other nodes are to hear of, and have: share.go
+	agreed  atomic.Uint64
 }
 
 const (
@@ -127,7 +128,7 @@ func (ts *tallies) at(number uint32) *tally {
 }
 
 // take gives a free tally to an owner.
-func (ts *tallies) take(owner uint32, millis int64) (uint32, error) {
+func (ts *tallies) take(owner uint32, millis int64, time uint32) (uint32, error) {
 	s := &ts.stripes[owner%tallyStripes]
 	s.mu.Lock()
 	if len(s.free) == 0 {
@@ -143,6 +144,8 @@ func (ts *tallies) take(owner uint32, millis int64) (uint32, error) {
 	// Before it is anybody's: a tally that seems idle would be taken away at once.
 	t.times.Store(uint64(newSpan(millis)))
 	t.decided.Store(0)
+	t.spent.Store(0)
+	t.agreed.Store(uint64(time) << 32)
 	t.uses.Store(uint64(owner) << countBits)
 	return number, nil
 }

@@ -16,9 +16,9 @@ func (c *contents) number(ref uint32) *number {
 // use charges a key's limit and counts the use, or counts that it was refused
 // because of the limit. bucket is the moment on the limit's clock. What was accepted
 // without a lease is rare, and counted where refusals are.
-func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number uint32, s standing, err error) {
+func (c *contents) use(share *sharing, ref uint32, f *found, t *traits, free, stale bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number uint32, s standing, err error) {
 	for {
-		tally, number, err := c.tally(ref, millis)
+		tally, number, err := c.tally(ref, millis, bucket)
 		if err != nil {
 			return 0, 0, s, err
 		}
@@ -27,8 +27,27 @@ func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis
 		case free:
 			s = tally.peek(ref, t.limit, bucket)
 		default:
+			most := t.limit
+			if share != nil {
+				most = share.part(t.limit)
+				ok, due := tally.spend(Chunk(t.limit), bucket)
+				if !ok {
+					if s = tally.peek(ref, t.limit, bucket); s.left > t.limit-most {
+						return 0, 0, s, errShort
+					}
+					s.left = 0
+					c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
+					return domain.OutcomeRateLimited, 0, s, nil
+				}
+				if due {
+					share.isDue(c, ref)
+				}
+			}
 			var result taking
-			s, result = tally.take(ref, t.limit, bucket)
+			s, result = tally.take(ref, t.limit, most, bucket)
+			if result != taken && share != nil {
+				tally.unspend()
+			}
 			if result == refused {
 				c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
 				return domain.OutcomeRateLimited, 0, s, nil
@@ -52,12 +71,12 @@ func (c *contents) use(ref uint32, f *found, t *traits, free, stale bool, millis
 }
 
 // tally gives an entry's tally, and makes it have one.
-func (c *contents) tally(ref uint32, millis int64) (*tally, uint32, error) {
+func (c *contents) tally(ref uint32, millis int64, bucket uint64) (*tally, uint32, error) {
 	n := c.number(ref)
 	if number := n.Load(); number != 0 {
 		return c.tallies.at(number), number, nil
 	}
-	number, err := c.tallies.take(ref, millis)
+	number, err := c.tallies.take(ref, millis, uint32(bucket)<<8|uint32(c.load))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -69,7 +88,7 @@ func (c *contents) tally(ref uint32, millis int64) (*tally, uint32, error) {
 	c.tallies.release(number, ref)
 	number = n.Load()
 	if number == 0 {
-		return c.tally(ref, millis)
+		return c.tally(ref, millis, bucket)
 	}
 	return c.tallies.at(number), number, nil
 }

@@ -20,6 +20,7 @@ const (
 	usageSubjects     = "keyledger.usage."
 	wakeSubjects      = "keyledger.wake."
 	fenceSubjects     = "keyledger.fence."
+	sharesSubjects    = "keyledger.shares."
 
 	askSubject       = fenceSubjects + "ask"       // everybody who verifies is to confirm a position
 	softAskSubject   = fenceSubjects + "softask"   // servers are

@@ -32,6 +32,7 @@ import (
 	"keyledger/projections/usage"
 	"keyledger/projections/verification"
 	"keyledger/publisher"
+	"keyledger/shares"
 	"keyledger/webhooks"
 )
 
@@ -57,6 +58,7 @@ type node struct {
 	index     *index.Index
 	uses      *verification.Accountant
 	fence     *fence.Fence
+	shares    *shares.Shares
 	boot      domain.ID // of this run: names its lease and its uses
 	relays    []*publisher.Relay
 	feed      *publisher.Feed
@@ -306,10 +308,14 @@ func (n *node) startFence(ctx context.Context) error {
 		pool.Close()
 		return err
 	}
+	n.shares = shares.New(shares.Options{
+		ID: n.boot, Index: n.index, Transport: publisher.NewShares(n.conn, ledger, epoch, n.logger), Members: n.fence.Nodes, Logger: n.logger,
+	})
 	n.parts.Go("fence", func(ctx context.Context) error {
 		defer pool.Close()
 		return n.fence.Run(ctx)
 	})
+	n.parts.Go("shares of limits", n.shares.Run)
 	return nil
 }
 
@@ -367,16 +373,8 @@ const askReadyEvery = 2 * time.Millisecond
 
 // awaitReady returns when the index answers.
 func (n *node) awaitReady(ctx context.Context) error {
-	poll := time.NewTicker(askReadyEvery)
-	defer poll.Stop()
-	for !n.index.Ready() {
-		select {
-		case <-poll.C:
-		case err := <-n.parts.Failed():
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	if err := n.await(ctx, n.index.Ready); err != nil {
+		return err
 	}
 	select {
 	case <-n.fence.Leased():
@@ -384,6 +382,21 @@ func (n *node) awaitReady(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+	return n.await(ctx, n.shares.Known) // until then, no more than a chunk of a limit is accepted
+}
+
+func (n *node) await(ctx context.Context, yes func() bool) error {
+	poll := time.NewTicker(askReadyEvery)
+	defer poll.Stop()
+	for !yes() {
+		select {
+		case <-poll.C:
+		case err := <-n.parts.Failed():
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	return nil
 }
