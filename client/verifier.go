@@ -120,9 +120,10 @@ func (v *Verifier) Format(f fmt.State, _ rune) {
 }
 
 var (
-	errLoading  = &Error{Code: "unavailable", Message: "the verifier has not loaded the keys yet"}
-	errNoLease  = &Error{Code: "unavailable", Message: "the verifier has lost its lease: Keyledger is out of reach"}
-	noSecret, _ = domain.ParseSecret("!") // its digest is nobody's
+	errNotDurable = &Error{Code: "invalid", Field: "Durable", Message: "an embedded verifier reports uses after its answer: ask a server"}
+	errLoading    = &Error{Code: "unavailable", Message: "the verifier has not loaded the keys yet"}
+	errNoLease    = &Error{Code: "unavailable", Message: "the verifier has lost its lease: Keyledger is out of reach"}
+	noSecret, _   = domain.ParseSecret("!") // its digest is nobody's
 )
 
 // codes are the outcomes' texts.
@@ -142,7 +143,10 @@ func (v *Verifier) Verify(ctx context.Context, q Question) (verdict Verdict, err
 	if x == nil {
 		return verdict, errLoading
 	}
-	if minimum, ok := ctx.Value(minPositionKey).(Token); ok && minimum.Position > x.Position() {
+	if q.Durable {
+		return verdict, errNotDurable
+	}
+	if minimum, ok := ctx.Value(minPositionKey).(Token); ok {
 		if err := v.await(ctx, x, minimum); err != nil {
 			return verdict, err
 		}
@@ -162,7 +166,7 @@ func (v *Verifier) Verify(ctx context.Context, q Question) (verdict Verdict, err
 	verdict.Valid, verdict.Code = said.Outcome == domain.OutcomeValid, codes[said.Outcome]
 	verdict.KeyID, verdict.OrganizationID, verdict.Name = said.Key, said.Organization, said.Name
 	verdict.Scopes, verdict.ExpiresAt = said.Scopes, said.ExpiresAt
-	verdict.RateLimit = RateLimit{Limit: said.Limit.PerMinute, Remaining: said.Limit.Remaining, Reset: said.Limit.Reset}
+	verdict.RateLimit = RateLimit{Limit: said.Limit.PerMinute, Remaining: said.Limit.Remaining, Reset: said.Limit.Reset, Next: said.Limit.Next}
 	verdict.Position, verdict.Age, verdict.Stale = said.Position, said.Age, said.Stale
 	return verdict, nil
 }
@@ -170,7 +174,10 @@ func (v *Verifier) Verify(ctx context.Context, q Question) (verdict Verdict, err
 // await waits for a minimum position, as long as a server would.
 func (v *Verifier) await(ctx context.Context, x *index.Index, minimum Token) error {
 	if history, ok := x.History(); !ok || history.Epoch != minimum.Epoch || minimum.Lane != domain.Lifecycle {
-		return &Error{Code: "stale", Message: "the minimum position is of another epoch of the ledger, or of another lane"}
+		return &Error{Code: "stale", Message: "the minimum position is of another epoch of the ledger, or of another lane", Err: ErrAnotherHistory}
+	}
+	if x.Position() >= minimum.Position {
+		return nil
 	}
 	wait, ok := ctx.Value(waitKey).(time.Duration)
 	if !ok {

@@ -196,6 +196,14 @@ func TestAnEmbeddedVerifierFollowsTheLedger(t *testing.T) {
 		is(made, client.Revoked)
 	}
 
+	other := client.Token{Epoch: before.Position.Epoch + 1, Lane: client.Lifecycle, Position: 1}
+	if got, err := v.Verify(client.WithMinPosition(t.Context(), other), client.Question{Key: before.Secret.Reveal()}); !errors.Is(err, client.ErrAnotherHistory) || !errors.Is(err, client.ErrStale) {
+		t.Errorf("a position of another epoch: %+v, %v", got, err)
+	}
+	if got, err := v.Verify(t.Context(), client.Question{Key: before.Secret.Reveal(), Durable: true}); !errors.Is(err, client.ErrInvalid) {
+		t.Errorf("a promise that it cannot keep: %+v, %v", got, err)
+	}
+
 	// The uses arrive in the ledger.
 	for {
 		u, err := c.KeyUsage(t.Context(), acme, before.ID, client.UsageOptions{})

@@ -2,7 +2,6 @@ package httpauth_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -177,39 +176,81 @@ func TestAServiceMayRefuseInItsOwnWay(t *testing.T) {
 
 func TestOverARealServer(t *testing.T) {
 	t.Parallel()
-	server := servertest.Start(t, servertest.Options{})
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	c, err := client.New(server.URL(), server.Bootstrap("org_abc123"), client.WithHTTPClient(&http.Client{Transport: transport}), client.WithAttempts(1))
+	server := servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_LEASE=1s"}})
+	admin := connect(t, server.URL(), server.Bootstrap("org_abc123"))
+	embedded, err := client.NewVerifier(client.VerifierOptions{URL: server.URL(), Key: server.BootstrapKey("--system").Key, HTTPClient: &http.Client{Transport: transport(t)}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, err := c.CreateKey(t.Context(), "org_abc123", client.NewKey{Name: "n", Scopes: client.Scopes{"orders:read"}, RateLimit: 2})
-	if err != nil {
+	ran := make(chan error, 1)
+	go func() { ran <- embedded.Run(context.WithoutCancel(t.Context())) }()
+	defer func() {
+		embedded.Close()
+		<-ran
+	}()
+	if err := embedded.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	handler := httpauth.Middleware(c, httpauth.Options{Organization: "org_abc123"})(httpauth.Require("orders:read")(orders))
-	elsewhere := httpauth.Middleware(c, httpauth.Options{Organization: "org_other"})(orders)
-	key := "X-API-Key: " + made.Secret.Reveal()
-	for i, want := range []int{200, 200, 429} {
-		if a := ask(handler, key); a.status != want || a.header.Get("X-RateLimit-Limit") != "2" {
-			t.Errorf("request %d: got %d %v", i, a.status, a.header)
+	checkers := map[string]client.Checker{"a server": connect(t, server.URL(), ""), "an embedded verifier": embedded}
+	for name, c := range checkers {
+		made, err := admin.CreateKey(t.Context(), "org_abc123", client.NewKey{Name: "n", Scopes: client.Scopes{"orders:read"}, RateLimit: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		position := made.Position
+		handler := httpauth.Middleware(c, httpauth.Options{Organization: "org_abc123"})(httpauth.Require("orders:read")(orders))
+		elsewhere := httpauth.Middleware(c, httpauth.Options{Organization: "org_other"})(orders)
+		key := "X-API-Key: " + made.Secret.Reveal()
+		ask := func(handler http.Handler) answer {
+			return ask(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				handler.ServeHTTP(w, r.WithContext(client.WithMinPosition(r.Context(), position)))
+			}), key)
+		}
+		for i, want := range []int{200, 200, 429} {
+			if a := ask(handler); a.status != want || a.header.Get("X-RateLimit-Limit") != "2" {
+				t.Errorf("%s: request %d: got %d %v", name, i, a.status, a.header)
+			}
+		}
+		if a := ask(elsewhere); a.status != 401 {
+			t.Errorf("%s: got %d", name, a.status)
+		}
+		if _, err := admin.RevokeKey(t.Context(), "org_abc123", made.ID, ""); err != nil {
+			t.Fatal(err)
+		}
+		if a := ask(handler); a.status != 401 {
+			t.Errorf("%s: got %d", name, a.status)
 		}
 	}
-	if a := ask(elsewhere, key); a.status != 401 {
-		t.Errorf("got %d", a.status)
+	// Nothing of ours is there any more: at once for the one, when its lease has ended for the other.
+	server.Stop()
+	for name, c := range checkers {
+		handler := httpauth.Middleware(c, httpauth.Options{})(orders)
+		for late := time.After(time.Minute); ; {
+			a := ask(handler, "X-API-Key: bsk_live_00000000000000000000000000000000")
+			if a.status == 503 {
+				break
+			}
+			select {
+			case <-late:
+				t.Fatalf("%s: got %d", name, a.status)
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
 	}
-	if _, err := c.RevokeKey(t.Context(), "org_abc123", made.ID, ""); err != nil {
+}
+
+func transport(t *testing.T) *http.Transport {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return transport
+}
+
+func connect(t *testing.T, url, credential string) *client.Client {
+	t.Helper()
+	c, err := client.New(url, credential, client.WithHTTPClient(&http.Client{Transport: transport(t)}), client.WithAttempts(1))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if a := ask(handler, key); a.status != 401 {
-		t.Errorf("got %d", a.status)
-	}
-	server.Stop()
-	if a := ask(handler, key); a.status != 503 {
-		t.Errorf("got %d", a.status)
-	}
-	if _, err := c.Verify(t.Context(), client.Question{Key: "x"}); !errors.Is(err, client.ErrUnavailable) {
-		t.Errorf("got %v", err)
-	}
+	return c
 }
