@@ -176,7 +176,7 @@ func TestAServiceMayRefuseInItsOwnWay(t *testing.T) {
 
 func TestOverARealServer(t *testing.T) {
 	t.Parallel()
-	server := servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_LEASE=1s"}})
+	server := servertest.Start(t, servertest.Options{})
 	admin := connect(t, server.URL(), server.Bootstrap("org_abc123"))
 	embedded, err := client.NewVerifier(client.VerifierOptions{URL: server.URL(), Key: server.BootstrapKey("--system").Key, HTTPClient: &http.Client{Transport: transport(t)}})
 	if err != nil {
