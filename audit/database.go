@@ -121,7 +121,7 @@ func (s *snapshot) verifyErased(ctx context.Context, c *chain) error {
 	listed := map[uint64]bool{}
 	for _, e := range all {
 		listed[e.position] = true
-		switch at := c.erased[maphash.String(organizations, string(e.organization))]; {
+		switch at := c.erased[maphash.String(organizationSeed, string(e.organization))]; {
 		case at != e.position:
 			c.fault(e.position, "the organization %s is listed as erased at this position, and the log does not say so", e.organization)
 		case e.keys > 0:

@@ -169,3 +169,47 @@ func (d *envelopeReader) number(bytes uint64) uint64 {
 }
 
 func (d *envelopeReader) text() []byte { return d.take(d.number(4)) }
+
+// How far the clock that an event's id was drawn by, and the wait for its commit, put it from the time
+// at which it was recorded.
+const (
+	drawnAfter  = time.Minute
+	drawnBefore = 10 * time.Minute
+)
+
+// FindID gives the place of an event. Events have no index on their ids, which every append
+// would pay for; but an id begins with the time at which it was drawn, and times never
+// run backwards in a lane. So the search looks at some minutes of each. Only an id that is not there,
+// or was drawn by a clock that was far off, is looked for everywhere.
+func FindID(ctx context.Context, pool *pgxpool.Pool, id domain.ID) (domain.Lane, domain.Position, error) {
+	drawn := time.UnixMilli(int64(binary.BigEndian.Uint64(append([]byte{0, 0}, id[:6]...))))
+	for _, lane := range domain.Lanes() {
+		var head domain.Position
+		if err := pool.QueryRow(ctx, `SELECT position FROM log_head WHERE lane = $1`, string(lane)).Scan(&head); err != nil {
+			return "", 0, eventstore.Wrap(err, "read the head of %s", lane)
+		}
+		from, err := eventstore.FirstSince(ctx, pool, lane, head, drawn.Add(-drawnAfter))
+		if err != nil {
+			return "", 0, err
+		}
+		to, err := eventstore.FirstSince(ctx, pool, lane, head, drawn.Add(drawnBefore))
+		if err != nil {
+			return "", 0, err
+		}
+		if position, err := findBetween(ctx, pool, lane, from, to, id); err != nil || position > 0 {
+			return lane, position, err
+		}
+	}
+	for _, lane := range domain.Lanes() {
+		if position, err := findBetween(ctx, pool, lane, 0, 1<<62, id); err != nil || position > 0 {
+			return lane, position, err
+		}
+	}
+	return "", 0, domain.Errorf(domain.CodeNotFound, "no event has the id %s", id.UUID())
+}
+
+func findBetween(ctx context.Context, pool *pgxpool.Pool, lane domain.Lane, from, to domain.Position, id domain.ID) (position domain.Position, err error) {
+	err = pool.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM events WHERE lane = $1 AND position >= $2 AND position < $3 AND id = $4`,
+		string(lane), int64(from), int64(to), [16]byte(id)).Scan(&position)
+	return position, eventstore.Wrap(err, "look for the event %s", id.UUID())
+}

@@ -70,8 +70,8 @@ const (
 	changesUnknown
 )
 
-// organizations is for this process alone.
-var organizations = maphash.MakeSeed()
+// organizationSeed is for this process alone.
+var organizationSeed = maphash.MakeSeed()
 
 var (
 	keyStream          = []byte("key/")
@@ -89,7 +89,7 @@ func (r *row) check(lane domain.Lane, ledger domain.ID, buffer []byte) (checked,
 	}
 	buffer = r.envelope(append(buffer[:0], 0), lane, ledger) // RFC 6962: 0 before a leaf
 	c.leaf = sha256.Sum256(buffer)
-	c.organization, c.sealed = maphash.Bytes(organizations, r.organization), r.sealed != nil
+	c.organization, c.sealed = maphash.Bytes(organizationSeed, r.organization), r.sealed != nil
 	if c.fault = r.columns(lane, &c); c.fault == "" && c.change == fences {
 		c.fence = r.fenced()
 	}

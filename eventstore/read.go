@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"keyledger/domain"
 )
@@ -111,18 +112,23 @@ func (s *Store) FirstSince(ctx context.Context, lane domain.Lane, t time.Time) (
 	if err != nil {
 		return 0, err
 	}
+	return FirstSince(ctx, s.pool, lane, head.Position, t)
+}
+
+// FirstSince is that of a Store, for those who have none: through is where the lane ends.
+func FirstSince(ctx context.Context, pool *pgxpool.Pool, lane domain.Lane, through domain.Position, t time.Time) (domain.Position, error) {
 	// Parts of the usage lane may have been detached: the first position need not be 1.
 	var low domain.Position
-	err = s.pool.QueryRow(ctx, `SELECT coalesce((SELECT position FROM events WHERE lane = $1 ORDER BY position LIMIT 1), $2)`,
-		string(lane), head.Position+1).Scan(&low)
+	err := pool.QueryRow(ctx, `SELECT coalesce((SELECT position FROM events WHERE lane = $1 ORDER BY position LIMIT 1), $2)`,
+		string(lane), through+1).Scan(&low)
 	if err != nil {
 		return 0, Wrap(err, "find the first event of %s", lane)
 	}
-	high := head.Position + 1
+	high := through + 1
 	for low < high {
 		middle := low + (high-low)/2
 		var at time.Time
-		err := s.pool.QueryRow(ctx, `SELECT recorded_at FROM events WHERE lane = $1 AND position = $2`, string(lane), middle).Scan(&at)
+		err := pool.QueryRow(ctx, `SELECT recorded_at FROM events WHERE lane = $1 AND position = $2`, string(lane), middle).Scan(&at)
 		if err != nil {
 			return 0, Wrap(err, "read %s %d", lane, middle)
 		}

@@ -11,7 +11,7 @@ import (
 
 // auditLog is what the server tells of the past.
 func (n *node) auditLog() keyhttp.AuditLog {
-	return auditLog{&audit.Trail{Pool: n.pool, Store: n.store, CatchUp: n.keylist.CatchUp}}
+	return auditLog{&audit.Trail{Pool: n.pool, Store: n.store, CatchUp: n.keylist.CatchUp, CatchUpParts: n.places.CatchUp}}
 }
 
 // auditLog hands the auditor's answers on in the server's words.

@@ -14,7 +14,6 @@ import (
 
 	"keyledger/audit"
 	"keyledger/domain"
-	"keyledger/eventstore"
 	"keyledger/internal/backing"
 )
 
@@ -75,17 +74,7 @@ func (a *audited) find(ctx context.Context, event string) (domain.Lane, domain.P
 	if err != nil {
 		return "", 0, usageError{fmt.Errorf("%q is not an event: it may be a position (17 or usage:3), a position token, or an event's id", event)}
 	}
-	// Events have no index on their ids: this looks at all of them.
-	var text string
-	var position int64
-	err = a.pool.QueryRow(ctx, `SELECT coalesce(max(lane), ''), coalesce(max(position), 0) FROM events WHERE id = $1`, [16]byte(id)).Scan(&text, &position)
-	if err != nil {
-		return "", 0, eventstore.Wrap(err, "look for the event %s", id.UUID())
-	}
-	if position == 0 {
-		return "", 0, domain.Errorf(domain.CodeNotFound, "no event has the id %s", id.UUID())
-	}
-	return domain.Lane(text), domain.Position(position), nil
+	return audit.FindID(ctx, a.pool, id)
 }
 
 func (p *program) auditCheck() *cobra.Command {
