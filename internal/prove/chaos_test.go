@@ -40,6 +40,9 @@ func (s *site) faults() (all []fault) {
 		all = append(all, n.faults()...)
 		relays = append(relays, n.nats...)
 	}
+	for _, v := range s.embedded {
+		all = append(all, v.faults()...)
+	}
 	for _, b := range s.brokers {
 		all = append(all, b.faults()...)
 	}
@@ -54,6 +57,17 @@ func (s *site) faults() (all []fault) {
 		fault{"slow the relays", "relay lagging", natsLinks, nil, func() { relays.each(func(l *link) { l.delay(200) }) }, func() { relays.each((*link).heal) }},
 		fault{"stop postgres", "postgres stopped", append([]string{"postgres"}, databases...), names, s.postgres.Pause, s.postgres.Resume},
 	)
+}
+
+// ways are what can be done to a link.
+var ways = []struct {
+	name, kind string
+	do         func(*link)
+}{
+	{"cut", "cut off", (*link).cut},
+	{"hold", "held", (*link).hold},
+	{"lose", "blackholed", (*link).lose},
+	{"slow", "slowed", func(l *link) { l.delay(50) }},
 }
 
 func (n *node) faults() (all []fault) {
@@ -91,6 +105,18 @@ func (n *node) faults() (all []fault) {
 				n.database.heal()
 			})
 		}
+	}
+	return all
+}
+
+func (v *embedded) faults() []fault {
+	process, link := []string{v.name + " process"}, []string{v.name + " link"}
+	all := []fault{
+		{"stop " + v.name, "verifier stopped", process, nil, func() { v.process().Pause() }, func() { v.process().Resume() }},
+		{"kill " + v.name, "verifier killed", process, nil, func() { v.process().Kill() }, v.launch},
+	}
+	for _, way := range ways {
+		all = append(all, fault{way.name + " the servers of " + v.name, "verifier " + way.kind, link, nil, func() { way.do(v.link) }, v.link.heal})
 	}
 	return all
 }

@@ -43,6 +43,9 @@ func (s *site) doors() (doors []door) {
 			door{n.name + " batch", func(ctx context.Context, key string) answer { return s.askBatch(ctx, n.url, key) }},
 			door{n.name + " forward-auth", func(ctx context.Context, key string) answer { return s.askForwardAuth(ctx, n.url, key) }})
 	}
+	for _, v := range s.embedded {
+		doors = append(doors, door{v.name, func(ctx context.Context, key string) answer { return s.askEmbedded(ctx, v, key) }})
+	}
 	return append(doors, door{"nats", s.askNATS})
 }
 

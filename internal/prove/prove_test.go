@@ -20,14 +20,14 @@ const (
 // breaks meanwhile.
 func TestARevocationHoldsEverywhere(t *testing.T) {
 	t.Parallel()
-	lasts, of := 15*time.Second, size{nodes: 2, brokers: 1}
+	lasts, of := 15*time.Second, size{nodes: 2, brokers: 1, verifiers: 1}
 	long, at := false, fewWorkers
 	if text, ok := os.LookupEnv(durationVariable); ok {
 		var err error
 		if lasts, err = time.ParseDuration(text); err != nil {
 			t.Fatalf("%s is no duration: %v", durationVariable, err)
 		}
-		long, at, of = true, workers, size{nodes: 3, brokers: 3}
+		long, at, of = true, workers, size{nodes: 3, brokers: 3, verifiers: 2}
 	}
 	s := startSite(t, of)
 	c := newChaos(s)

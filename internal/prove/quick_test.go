@@ -29,7 +29,7 @@ func TestRevocationsAreQuickAtHalfLoad(t *testing.T) {
 	if _, ok := os.LookupEnv(quickVariable); !ok {
 		t.Skipf("%s=1 measures", quickVariable)
 	}
-	s := startSite(t, size{nodes: 3, brokers: 3})
+	s := startSite(t, size{nodes: 3, brokers: 3, verifiers: 2})
 	most := s.load(t.Context(), measuredFor, 0)
 	p := newProver(s, nil)
 	p.doors = nil // nobody watches: what is measured is the revoke call

@@ -28,9 +28,11 @@ const (
 
 // size says how large a site is.
 type size struct {
-	nodes, brokers int
-	program        servertest.Program // default: keyledger as it is
-	env            []string           // of the servers, beside what the site needs
+	nodes, brokers, verifiers int
+
+	program     servertest.Program // default: keyledger as it is
+	env         []string           // of the servers, beside what the site needs
+	verifierEnv []string
 }
 
 // site is all that runs: everything by itself, everything linked.
@@ -41,6 +43,7 @@ type site struct {
 	postgres *testkit.Cluster
 	brokers  []*broker
 	nodes    []*node
+	embedded []*embedded
 	conn     *nats.Conn // of the test, straight to the brokers
 	client   *http.Client
 	key      string // of an admin of the organization
@@ -89,6 +92,12 @@ func startSite(t testing.TB, size size) *site {
 		n.server.AwaitReady()
 	}
 	s.key = s.nodes[0].server.Bootstrap(organization, "--rate-limit", "0")
+	if size.verifiers > 0 {
+		key := s.nodes[0].server.BootstrapKey("--system", "--scopes", "system:verify").Key
+		for i := range size.verifiers {
+			s.embedded = append(s.embedded, s.newEmbedded(i, key))
+		}
+	}
 	for _, d := range s.doors() {
 		s.await(d.name+" knows the first key", func() bool { return d.ask(t.Context(), s.key) == accepted })
 	}
