@@ -147,7 +147,7 @@ func (h *history) do(s *step, id domain.KeyID, plain string, minimum domain.Toke
 	name := h.name + "-" + strconv.Itoa(s.slot)
 	switch s.kind {
 	case doCreate:
-		status, header, body := h.call(ctx, http.MethodPost, keysURL(n, false), `{"name":"`+name+`"}`, h.admin())
+		status, header, body := h.call(ctx, http.MethodPost, keysURL(n, bullseye), `{"name":"`+name+`"}`, h.admin())
 		var made struct {
 			Key   struct{ ID string } `json:"apiKey"`
 			Plain string              `json:"plainKey"`
@@ -162,7 +162,11 @@ func (h *history) do(s *step, id domain.KeyID, plain string, minimum domain.Toke
 		h.told(header.Get("X-Keyledger-Position"))
 		return err == nil
 	case doRevoke:
-		status, header, body := h.call(ctx, http.MethodDelete, keysURL(n, s.strict)+"/"+id.String(), "", h.admin())
+		d := bullseye
+		if s.strict {
+			d = bunship
+		}
+		status, header, body := h.call(ctx, http.MethodDelete, keysURL(n, d)+"/"+id.String(), "", h.admin())
 		s.result.again = status == http.StatusNotFound
 		if status != http.StatusOK && (!s.strict || status != http.StatusNotFound) {
 			return h.excused(status, body)
@@ -172,7 +176,7 @@ func (h *history) do(s *step, id domain.KeyID, plain string, minimum domain.Toke
 		h.told(header.Get("X-Keyledger-Position"))
 		return true
 	case doList:
-		status, _, body := h.call(ctx, http.MethodGet, keysURL(n, false)+"?limit=100", "", h.admin())
+		status, _, body := h.call(ctx, http.MethodGet, keysURL(n, bullseye)+"?limit=100", "", h.admin())
 		var list struct {
 			Keys []struct{ Name, Status string } `json:"apiKeys"`
 		}
@@ -188,7 +192,7 @@ func (h *history) do(s *step, id domain.KeyID, plain string, minimum domain.Toke
 		}
 		return true
 	case doGet:
-		status, _, body := h.call(ctx, http.MethodGet, keysURL(n, true)+"/"+id.String(), "", h.admin())
+		status, _, body := h.call(ctx, http.MethodGet, keysURL(n, bunship)+"/"+id.String(), "", h.admin())
 		var got struct{ Data struct{ IsActive bool } }
 		switch {
 		case status == http.StatusNotFound:

@@ -188,37 +188,60 @@ func (t *trial) ask(d door) answer {
 // anyNode gives a node to send something to.
 func (p *prover) anyNode() *node { return p.through[rand.IntN(len(p.through))] }
 
-func keysURL(n *node, bunship bool) string {
-	if bunship {
+// dialect is one of the APIs that revoke.
+type dialect int
+
+const (
+	bullseye dialect = iota
+	bunship
+	native
+	nativeLater // answers at once, and says when it will hold
+	dialects
+)
+
+func (d dialect) String() string {
+	return [...]string{"bullseye", "bunship", "native", "native, respond-async"}[d]
+}
+
+func anyDialect() dialect { return dialect(rand.IntN(int(dialects))) }
+
+func keysURL(n *node, d dialect) string {
+	switch d {
+	case bullseye:
+		return n.url + "/api/v1/organization/" + organization + "/api-keys"
+	case bunship:
 		return n.url + "/api/v1/organizations/" + organization + "/api-keys"
+	default:
+		return n.url + "/api/v1/organizations/" + organization + "/keys"
 	}
-	return n.url + "/api/v1/organization/" + organization + "/api-keys"
 }
 
 // create makes a key somewhere, in either dialect; false when the time is over.
 func (t *trial) create(stop <-chan struct{}) bool {
 	for {
-		n, bunship := t.anyNode(), rand.IntN(2) == 0
+		n, d := t.anyNode(), anyDialect()
 		asked := time.Now()
 		ctx, cancel := context.WithTimeout(t.t.Context(), impatience)
-		status, _, body := t.call(ctx, http.MethodPost, keysURL(n, bunship), `{"name":"a key","scopes":["read"]}`, t.admin())
+		status, _, body := t.call(ctx, http.MethodPost, keysURL(n, d), `{"name":"a key","scopes":["read"]}`, t.admin())
 		cancel()
 		var made struct {
-			Key   struct{ ID string } `json:"apiKey"`
-			Plain string              `json:"plainKey"`
-			Data  struct{ ID, Key string }
+			APIKey   struct{ ID string }
+			PlainKey string
+			Data     struct{ ID, Key string }
+			Key      struct{ ID string }
+			Secret   string
 		}
 		if status == http.StatusOK || status == http.StatusCreated {
 			if err := json.Unmarshal(body, &made); err != nil {
 				t.odd("a create", n, status, body)
 				return false
 			}
-			id, err := domain.ParseKeyID(made.Key.ID + made.Data.ID)
+			id, err := domain.ParseKeyID(made.APIKey.ID + made.Data.ID + made.Key.ID)
 			if err != nil {
 				t.odd("a create", n, status, body)
 				return false
 			}
-			t.id, t.secret = id, made.Plain+made.Data.Key
+			t.id, t.secret = id, made.PlainKey+made.Data.Key+made.Secret
 			t.tell("created through %s, asked at %s, known to be at %s", n.name, t.since(asked), t.since(time.Now()))
 			return true
 		}
@@ -242,24 +265,24 @@ func (t *trial) revoke() bool {
 	if rand.IntN(3) == 0 {
 		header = []string{"Idempotency-Key", t.id.String()}
 	}
-	bunship := rand.IntN(2) == 0
+	d := anyDialect()
 	// A second one elsewhere, while the first is under way or just after: it learns
 	// that the key is revoked, and must not say so too early either.
 	for range rand.IntN(3) {
-		n, dialect, how, same, after := t.anyNode(), rand.IntN(2) == 0, "second", []string(nil), rand.N(60*time.Millisecond)
+		n, other, how, same, after := t.anyNode(), anyDialect(), "second", []string(nil), rand.N(60*time.Millisecond)
 		if header != nil && rand.IntN(2) == 0 {
-			dialect, how, same = bunship, "replay", header
+			other, how, same = d, "replay", header
 		}
 		calls.Go(func() {
 			<-time.After(after)
-			t.revokeAt(ctx, n, dialect, how, same)
+			t.revokeAt(ctx, n, other, how, same)
 		})
 	}
 	for ctx.Err() == nil {
 		n, answered := t.anyNode(), make(chan struct{})
 		calls.Go(func() {
 			defer close(answered)
-			t.revokeAt(ctx, n, bunship, "first", header)
+			t.revokeAt(ctx, n, d, "first", header)
 		})
 		select {
 		case <-t.held:
@@ -277,16 +300,30 @@ func (t *trial) revoke() bool {
 	return false
 }
 
-func (t *trial) revokeAt(ctx context.Context, n *node, bunship bool, how string, header []string) {
-	id, dialect := t.id.UUID(), "bullseye"
-	if bunship {
-		id, dialect = t.id.String(), "bunship"
+func (t *trial) revokeAt(ctx context.Context, n *node, d dialect, how string, header []string) {
+	id := t.id.String()
+	if d == bullseye {
+		id = t.id.UUID()
+	}
+	if d == nativeLater {
+		header = append([]string{"Prefer", "respond-async"}, header...)
 	}
 	c := call{node: n.name, how: how, from: time.Now()}
-	status, _, body := t.call(ctx, http.MethodDelete, keysURL(n, bunship)+"/"+id, "", t.admin(header...))
+	status, _, body := t.call(ctx, http.MethodDelete, keysURL(n, d)+"/"+id, "", t.admin(header...))
 	c.to = time.Now()
-	// BunShip's clients are told that a revoked key is not there.
-	if status != http.StatusOK && (!bunship || status != http.StatusNotFound) {
+	later := d == nativeLater && status == http.StatusAccepted
+	switch {
+	case status == http.StatusOK:
+	case d == bunship && status == http.StatusNotFound: // its clients are told that a revoked key is not there
+	case later:
+		var promised struct{ FenceBy time.Time }
+		if err := json.Unmarshal(body, &promised); err != nil || promised.FenceBy.IsZero() {
+			t.odd("a revoke", n, status, body)
+			return
+		}
+		<-time.After(time.Until(promised.FenceBy))
+		c.to = time.Now()
+	default:
 		t.check("a revoke", n, status, body)
 		return
 	}
@@ -296,7 +333,10 @@ func (t *trial) revokeAt(ctx context.Context, n *node, bunship bool, how string,
 		close(t.held)
 	}
 	t.mu.Unlock()
-	t.tell("%s revoke through %s (%s) from %s to %s: %d", how, n.name, dialect, t.since(c.from), t.since(c.to), status)
+	t.tell("%s revoke through %s (%s) from %s to %s: %d", how, n.name, d, t.since(c.from), t.since(c.to), status)
+	if later {
+		return
+	}
 	t.prover.mu.Lock()
 	defer t.prover.mu.Unlock()
 	t.revokes = append(t.revokes, c)

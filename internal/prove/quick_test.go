@@ -40,7 +40,7 @@ func TestRevocationsAreQuickAtHalfLoad(t *testing.T) {
 	for range quickRevokes {
 		tr := &trial{prover: p, held: make(chan struct{}), over: make(chan struct{})}
 		if tr.create(nil) {
-			tr.revokeAt(t.Context(), p.anyNode(), false, "first", nil)
+			tr.revokeAt(t.Context(), p.anyNode(), native, "first", nil)
 		}
 		<-time.After(betweenThem)
 	}
