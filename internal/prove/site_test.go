@@ -76,7 +76,7 @@ func startSite(t testing.TB, size size) *site {
 	closed := make(chan struct{})
 	var err error
 	s.conn, err = nats.Connect(strings.Join(urls, ","), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-		nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
 	if err != nil {
 		t.Fatal(err)
 	}
