@@ -153,7 +153,7 @@ func (v *Verifier) renew(ctx context.Context, x *index.Index) error {
 	if v.o.Observer && time.Duration(answer.LeaseMs)*time.Millisecond < v.member.lease {
 		return fmt.Errorf("%w: the lease is %d ms now", errAnew, answer.LeaseMs)
 	}
-	x.Grant(asked, head.Position)
+	x.Grant(plant(asked, head.Position, x))
 	return nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"os"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"keyledger/internal/testkit"
 )
 
@@ -12,5 +14,9 @@ func TestMain(m *testing.M) {
 		serveBroker(options)
 		return
 	}
-	testkit.Main(m)
+	// Toxiproxy forgets those that wait to hand on what nobody reads any more.
+	testkit.Main(m,
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).write"))
 }
