@@ -2,6 +2,7 @@ package faults_test
 
 import (
 	"encoding/hex"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -22,7 +23,16 @@ import (
 	"keyledger/publisher"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	if database := os.Getenv(childDatabase); database != "" {
+		if err := useKeys(database); err != nil {
+			fmt.Fprintln(os.Stderr, "the process of uses:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	testkit.Main(m)
+}
 
 // rounds is how often each fault strikes.
 func rounds(t *testing.T) int {

@@ -1,0 +1,301 @@
+package faults_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"keyledger/domain"
+	"keyledger/eventstore"
+	"keyledger/index"
+	"keyledger/internal/testkit"
+	"keyledger/projections/verification"
+)
+
+// Uses in process, as many as a server could be asked for: 100,000 a second over 5,000 keys. What is
+// accepted is counted in memory that outlives the process, so that it can be held against the log
+// whatever happened to it.
+const (
+	usedKeys       = 5_000
+	usesPerSecond  = 100_000
+	exactWaiters   = 256
+	childDatabase  = "USES_DATABASE"
+	childCounts    = "USES_COUNTS"
+	childExact     = "USES_EXACT"
+	mostSoakRounds = 20
+)
+
+// counts are shared with a process of uses.
+type counts struct {
+	ready    atomic.Uint64
+	asked    atomic.Uint64 // before it is verified
+	accepted atomic.Uint64 // after it is answered
+	window   atomic.Int64  // of the accountant, in nanoseconds
+}
+
+func mapCounts(path string) (*counts, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if err := file.Truncate(4096); err != nil {
+		return nil, err
+	}
+	memory, err := syscall.Mmap(int(file.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	return (*counts)(unsafe.Pointer(&memory[0])), nil
+}
+
+// useKeys is what a process of uses does until it gets SIGTERM, or SIGKILL.
+func useKeys(database string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	c, err := mapCounts(os.Getenv(childCounts))
+	if err != nil {
+		return err
+	}
+	pool, err := eventstore.Connect(ctx, database, eventstore.ConnectOptions{})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	store, err := eventstore.Open(ctx, eventstore.Options{Pool: pool, MasterKey: make([]byte, eventstore.MasterKeySize)})
+	if err != nil {
+		return err
+	}
+	running, end := context.WithCancel(context.Background())
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer end()
+	others.Go(func() { _ = store.Run(running) })
+
+	x := index.New(index.Options{})
+	x.Replace(index.Begin(index.History{}, 0, usedKeys), 0, 0)
+	digests := make([]domain.Digest, usedKeys)
+	for i := range digests {
+		binary.BigEndian.PutUint64(digests[i][:], uint64(i)*0x9e3779b97f4a7c15)
+		digests[i][31] = 1
+		created := domain.KeyCreated{
+			Key: domain.KeyID{1, byte(i >> 8), byte(i)}, Organization: domain.OrganizationID(fmt.Sprint("org_", i%50)), Digest: digests[i], Scopes: domain.Scopes{"read"}, Name: "n",
+		}
+		if err := x.Apply([]index.Event{{Position: domain.Position(i + 1), Version: 1, Event: created}}); err != nil {
+			return err
+		}
+	}
+	accountant, err := verification.NewAccountant(x, store, verification.AccountantOptions{})
+	if err != nil {
+		return err
+	}
+	accounting, finish := context.WithCancel(running)
+	flushed := make(chan error, 1)
+	go func() { flushed <- accountant.Run(accounting) }()
+
+	verify, workers := x.Verify, 2
+	if os.Getenv(childExact) != "" {
+		verify, workers = func(v domain.Verification) (domain.Verdict, error) { return accountant.VerifyDurable(running, v) }, exactWaiters
+	}
+	var users sync.WaitGroup
+	for w := range workers {
+		users.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(w), 20))
+			began, done := time.Now(), 0
+			for ctx.Err() == nil {
+				// As many as are due by now, and no more.
+				due := int(time.Since(began).Seconds() * usesPerSecond / float64(workers))
+				for ; done < due && ctx.Err() == nil; done++ {
+					c.asked.Add(1)
+					verdict, err := verify(domain.Verification{Digest: digests[min(random.IntN(usedKeys), random.IntN(usedKeys))], Now: time.Now()})
+					if err != nil || verdict.Outcome != domain.OutcomeValid {
+						return // the sums will not agree
+					}
+					c.accepted.Add(1)
+				}
+				c.window.Store(int64(accountant.Window()))
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Millisecond):
+				}
+			}
+		})
+	}
+	c.ready.Store(1)
+	users.Wait()
+	finish()
+	return <-flushed
+}
+
+// A round lets a process of uses run for a while, ends it with a signal, and says what the log holds
+// of it. At is how much was accepted at a moment so long before the end.
+type round struct {
+	asked, accepted, recorded uint64
+	window                    time.Duration
+	at                        func(before time.Duration) uint64
+}
+
+func runUses(t *testing.T, database testkit.DB, exact bool, lasts time.Duration, end syscall.Signal) round {
+	t.Helper()
+	counted := recordedUses(t, database)
+	path := filepath.Join(t.TempDir(), "counts")
+	c, err := mapCounts(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), childDatabase+"="+database.URL, childCounts+"="+path)
+	if exact {
+		child.Env = append(child.Env, childExact+"=1")
+	}
+	child.Stderr = os.Stderr
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the process of uses", func() bool { return c.ready.Load() == 1 })
+	type moment struct {
+		at       time.Time
+		accepted uint64
+	}
+	var moments []moment
+	poll, over := time.NewTicker(5*time.Millisecond), time.After(lasts)
+	defer poll.Stop()
+	for waiting := true; waiting; {
+		select {
+		case now := <-poll.C:
+			moments = append(moments, moment{now, c.accepted.Load()})
+		case <-over:
+			waiting = false
+		}
+	}
+	if err := child.Process.Signal(end); err != nil {
+		t.Fatal(err)
+	}
+	ended := time.Now()
+	if err := child.Wait(); err != nil && end == syscall.SIGTERM {
+		t.Fatalf("the process of uses ended: %v", err)
+	}
+	// What was under way when it was killed is committed, or rolled back, once its connections are gone.
+	await(t, "the end of its connections", func() bool { return connections(t, database) == 0 })
+	return round{
+		asked: c.asked.Load(), accepted: c.accepted.Load(), recorded: recordedUses(t, database) - counted, window: time.Duration(c.window.Load()),
+		at: func(before time.Duration) (accepted uint64) {
+			for _, m := range moments {
+				if m.at.Before(ended.Add(-before)) {
+					accepted = m.accepted
+				}
+			}
+			return accepted
+		},
+	}
+}
+
+// connections counts those of the service.
+func connections(t *testing.T, database testkit.DB) (n int) {
+	t.Helper()
+	pool, err := eventstore.Connect(t.Context(), database.AdminURL, eventstore.ConnectOptions{MaxConns: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// recordedUses adds up all accepted uses in the log.
+func recordedUses(t *testing.T, database testkit.DB) (n uint64) {
+	t.Helper()
+	pool, err := eventstore.Connect(t.Context(), database.URL, eventstore.ConnectOptions{MaxConns: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	store, err := eventstore.Open(t.Context(), eventstore.Options{Pool: pool, MasterKey: make([]byte, eventstore.MasterKeySize)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r, err := range store.Read(t.Context(), domain.Usage, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := store.Decode(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used, ok := e.Event.(domain.KeyUsed)
+		if !ok {
+			t.Fatalf("%s stands among the uses", r.Type)
+		}
+		for _, u := range used.Uses {
+			if u.Outcome == domain.OutcomeValid {
+				n += u.Count
+			}
+		}
+	}
+	return n
+}
+
+// usesRounds is how often, and for how long each time.
+func usesRounds(t *testing.T) (n int, lasts time.Duration) {
+	t.Helper()
+	if text, ok := os.LookupEnv("KEYLEDGER_SOAK"); ok {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("KEYLEDGER_SOAK is no number: %v", err)
+		}
+		return min(n, mostSoakRounds), time.Minute
+	}
+	return 1, 3 * time.Second
+}
+
+func TestEveryUseIsRecordedOnceWhenTheServerStops(t *testing.T) {
+	t.Parallel()
+	rounds, lasts := usesRounds(t)
+	for range rounds {
+		r := runUses(t, testkit.Database(t), false, lasts, syscall.SIGTERM)
+		if r.recorded != r.accepted || r.accepted == 0 {
+			t.Errorf("%d uses were accepted, and %d are recorded", r.accepted, r.recorded)
+		}
+		t.Logf("%d uses were accepted in %v, and are recorded", r.accepted, lasts)
+	}
+}
+
+func TestAtMostAWindowOfUsesIsLostWhenTheServerIsKilled(t *testing.T) {
+	t.Parallel()
+	rounds, lasts := usesRounds(t)
+	for range rounds {
+		r := runUses(t, testkit.Database(t), false, lasts, syscall.SIGKILL)
+		// A window, the flush under way, which may take a fifth of one, and the step in which the counts are looked at.
+		least := r.at(r.window + r.window/5 + 100*time.Millisecond)
+		if r.recorded > r.asked || r.recorded < least {
+			t.Errorf("%d uses were accepted, %d of them a window of %v before the end, and %d are recorded", r.accepted, least, r.window, r.recorded)
+		}
+		t.Logf("%d uses were accepted in %v, and %d are recorded; the window was %v", r.accepted, lasts, r.recorded, r.window)
+	}
+}
+
+func TestNoExactUseIsLostWhenTheServerIsKilled(t *testing.T) {
+	t.Parallel()
+	rounds, lasts := usesRounds(t)
+	for range rounds {
+		r := runUses(t, testkit.Database(t), true, lasts, syscall.SIGKILL)
+		if r.recorded > r.asked || r.recorded < r.accepted || r.accepted == 0 {
+			t.Errorf("%d uses were asked for, %d answered, and %d are recorded", r.asked, r.accepted, r.recorded)
+		}
+		t.Logf("%d uses were answered in %v, and %d are recorded of %d that were asked for", r.accepted, lasts, r.recorded, r.asked)
+	}
+}
