@@ -97,6 +97,19 @@ func (s *Server) version(r *request) error {
 	return nil
 }
 
+// asyncAPI serves the document to everybody; nil when there is none.
+func (s *Server) asyncAPI() func(*request) error {
+	document := s.options.AsyncAPI
+	if document == nil {
+		return nil
+	}
+	return func(r *request) error {
+		r.set(fiber.HeaderCacheControl, "public, max-age=300")
+		r.answerCopy(fiber.StatusOK, "application/yaml", document)
+		return nil
+	}
+}
+
 // metrics serves Prometheus, when there is something to gather from.
 func (s *Server) metrics() func(*request) error {
 	if s.options.Gatherer == nil {

@@ -66,6 +66,9 @@ type Options struct {
 	// Webhooks are where organizations have their events sent. nil: there are none.
 	Webhooks Webhooks
 
+	// AsyncAPI is the document that describes the messages. nil: it is not served.
+	AsyncAPI []byte
+
 	// Verifiers and KeyFeed serve verifiers that others embed. nil: there are no routes for them.
 	Verifiers Verifiers
 	KeyFeed   KeyFeed
@@ -288,6 +291,7 @@ func (s *Server) routes() []*route {
 		{method: get, pattern: "/livez", dialect: native, handle: s.live, lean: true},
 		{method: get, pattern: "/readyz", dialect: native, handle: s.ready, lean: true},
 		{method: get, pattern: "/healthz", dialect: native, handle: s.health, lean: true},
+		{method: get, pattern: "/api/v1/asyncapi.yaml", dialect: native, handle: s.asyncAPI(), lean: true},
 		{method: get, pattern: "/version", dialect: native, handle: s.version, lean: true},
 		{method: get, pattern: "/metrics", dialect: native, handle: s.metrics(), lean: true},
 	}

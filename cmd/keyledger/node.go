@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"keyledger/api"
 	"keyledger/domain"
 	"keyledger/eventstore"
 	"keyledger/fence"
@@ -334,7 +335,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	n.server, err = keyhttp.New(keyhttp.Options{
 		Ledger: n.store, Verifier: n.index, Keys: n.list, Fence: n.fence, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(),
 		Verifiers: fence.NewDesk(n.fence), KeyFeed: verification.NewFeed(n.index, n.store),
-		Events: feed{n.feed}, Webhooks: n.webhooks, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
+		Events: feed{n.feed}, Webhooks: n.webhooks, AsyncAPI: api.AsyncAPI, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,
 		VerifyAuth: n.config.VerifyAuth == config.VerifyAuthRequired, Durable: n.uses, Exact: n.config.Usage == config.UsageExact, UnknownKeys: n.config.UnknownKeys,
 		Tokens: keyhttp.TokenOptions{
