@@ -322,6 +322,50 @@ func TestTheWholeAPIOnARealServer(t *testing.T) {
 			t.Errorf("it ended with %v", err)
 		}
 	})
+	t.Run("webhooks are looked after", func(t *testing.T) {
+		t.Parallel()
+		ctx := t.Context()
+		c := connect(t, server, "org_hooks")
+		url, about, types, off := "https://hooks.example/keys", "Edge caches", []string{client.TypeKeyRevoked}, false
+		made, secret, err := c.CreateWebhook(ctx, "org_hooks", client.WebhookChange{URL: &url, Types: &types})
+		if err != nil || made.URL != url || !made.Enabled || made.Organization != "org_hooks" || made.CreatedAt.IsZero() || !strings.HasPrefix(secret.Reveal(), "whsec_") {
+			t.Fatalf("got %+v, %v", made, err)
+		}
+		changed, err := c.ChangeWebhook(ctx, "org_hooks", made.ID, client.WebhookChange{Description: &about, Enabled: &off})
+		if err != nil || changed.Description != about || changed.Enabled || changed.DisabledAt.IsZero() || changed.URL != url {
+			t.Errorf("got %+v, %v", changed, err)
+		}
+		rotated, another, err := c.RotateWebhook(ctx, "org_hooks", made.ID, time.Hour)
+		if err != nil || another.IsZero() || another == secret || time.Until(rotated.FormerSecretUntil) < 50*time.Minute {
+			t.Errorf("got %+v, %v", rotated, err)
+		}
+		if replayed, err := c.ReplayWebhook(ctx, "org_hooks", made.ID, 0); err != nil || replayed.Position != 0 {
+			t.Errorf("got %+v, %v", replayed, err)
+		}
+		if all, err := c.Webhooks(ctx, "org_hooks"); err != nil || len(all) != 1 || all[0].ID != made.ID || len(all[0].Types) != 1 {
+			t.Errorf("got %+v, %v", all, err)
+		}
+		if letters, err := c.DeadLetters(ctx, "org_hooks", made.ID, 0, 10); err != nil || len(letters) != 0 {
+			t.Errorf("got %+v, %v", letters, err)
+		}
+		if _, err := c.Redeliver(ctx, "org_hooks", made.ID, 7); !errors.Is(err, client.ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+		if err := c.RemoveWebhook(ctx, "org_hooks", made.ID); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.GetWebhook(ctx, "org_hooks", made.ID); !errors.Is(err, client.ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+		if _, err := c.GetWebhook(ctx, "org_hooks", ".."); !errors.Is(err, client.ErrInvalid) {
+			t.Errorf("got %v", err)
+		}
+		inside := "http://hooks.example/"
+		var e *client.Error
+		if _, _, err := c.CreateWebhook(ctx, "org_hooks", client.WebhookChange{URL: &inside}); !errors.As(err, &e) || e.Field != "url" {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("a write whose answers are lost happens once", func(t *testing.T) {
 		t.Parallel()
 		ctx := t.Context()

@@ -302,6 +302,11 @@ func organizationPath(organization OrganizationID, rest ...string) ([]string, er
 	if _, err := domain.ParseOrganizationID(string(organization)); err != nil {
 		return nil, invalid("organizationId", "organizationId must be 1 to 64 letters, digits, underscores or hyphens")
 	}
+	for _, part := range rest {
+		if part == "" || part == "." || part == ".." {
+			return nil, invalid("id", "this is no id")
+		}
+	}
 	return append([]string{"api", "v1", "organizations", string(organization)}, rest...), nil
 }
 

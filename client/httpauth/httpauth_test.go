@@ -221,7 +221,8 @@ func TestOverARealServer(t *testing.T) {
 			t.Errorf("%s: got %d", name, a.status)
 		}
 	}
-	// Nothing of ours is there any more: at once for the one, when its lease has ended for the other.
+	// Nothing of ours is there any more.
+	embedded.Close()
 	server.Stop()
 	for name, c := range checkers {
 		handler := httpauth.Middleware(c, httpauth.Options{})(orders)
