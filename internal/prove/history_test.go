@@ -205,6 +205,7 @@ func (h *history) do(s *step, id domain.KeyID, plain string, minimum domain.Toke
 			s.result.levels[s.slot] = ended
 		}
 		return true
+	case doVerify:
 	}
 	header := http.Header{}
 	if s.fresh {
@@ -306,6 +307,7 @@ var guarantees = []guarantee{
 						return n.created && !n.holds, n
 					case ended:
 						return n.begun, n
+					case absent:
 					}
 				}
 				return true, n

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -52,11 +53,11 @@ func run(ctx context.Context, logger *slog.Logger) error {
 	if err := verifier.Run(ctx); err != nil {
 		logger.Warn("the verifier has ended", "error", err)
 	}
-	if err := server.Close(); err != nil {
-		return err
+	err = server.Close()
+	if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+		err = errors.Join(err, ended)
 	}
-	<-served
-	return nil
+	return err
 }
 
 func handler(verifier *client.Verifier) http.HandlerFunc {
