@@ -30,7 +30,7 @@ type bench struct {
 	curves curves
 }
 
-var sections = []string{"append", "http", "replay", "keys", "index", "verify"}
+var sections = []string{"append", "http", "replay", "keys", "index", "verify", "embedded"}
 
 func main() {
 	var o options
@@ -74,6 +74,7 @@ func run(ctx context.Context, o options) error {
 		{[]string{"http"}, benchHTTP},
 		{[]string{"replay"}, benchReplay},
 		{[]string{"keys", "index", "verify"}, benchKeys},
+		{[]string{"embedded"}, benchEmbedded},
 	} {
 		if !slices.ContainsFunc(s.names, b.wants) {
 			continue
@@ -110,6 +111,8 @@ func runChild(ctx context.Context, name string, arguments []string) error {
 		return serveRedis(arguments)
 	case "index":
 		return measureIndex(ctx, arguments)
+	case "embedded":
+		return measureEmbedded(ctx, arguments)
 	}
 	return fmt.Errorf("there is no part %q", name)
 }

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"keyledger/domain"
 	"keyledger/internal/datadir"
 )
 
@@ -96,7 +97,16 @@ func (s *server) awaitReady(ctx context.Context) (err error) {
 
 // bootstrap makes an admin key without a limit.
 func (s *server) bootstrap(ctx context.Context) (key string, err error) {
-	c := exec.CommandContext(ctx, s.program, "bootstrap", "--json", "--organization", string(organization), "--rate-limit", "0")
+	return s.makeKey(ctx, "--organization", string(organization), "--rate-limit", "0")
+}
+
+// bootstrapSystem makes a key that may run verifiers.
+func (s *server) bootstrapSystem(ctx context.Context) (key string, err error) {
+	return s.makeKey(ctx, "--system", "--scopes", string(domain.ScopeSystemVerify))
+}
+
+func (s *server) makeKey(ctx context.Context, arguments ...string) (key string, err error) {
+	c := exec.CommandContext(ctx, s.program, append([]string{"bootstrap", "--json"}, arguments...)...)
 	c.Env = append(os.Environ(), "KEYLEDGER_DATA_DIR="+filepath.Join(s.dir, "data"), "KEYLEDGER_MASTER_KEY="+hex.EncodeToString(masterKey()))
 	var stderr strings.Builder
 	c.Stderr = &stderr

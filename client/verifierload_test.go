@@ -33,6 +33,7 @@ type node struct {
 	breaks   int // so many more snapshots break off
 	after    []string
 	restored bool
+	version  uint64
 }
 
 // quiet is a log without events.
@@ -90,6 +91,11 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, `{"verifier":"it","leaseMs":1000,"ledger":%q,"epoch":%d}`, history.Ledger.UUID(), history.Epoch)
 	case "/api/v1/verifiers/it/lease":
 		_, _ = fmt.Fprintf(w, `{"head":"%d:lifecycle:%d","leaseMs":1000}`, history.Epoch, n.index.Position())
+	case "/api/v1/verifiers/it/uses":
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.version++
+		_, _ = fmt.Fprintf(w, `{"version":%d}`, n.version)
 	case "/api/v1/verifiers/snapshot":
 		after := r.URL.Query().Get("after")
 		n.mu.Lock()
