@@ -78,7 +78,7 @@ func (v *Verifier) open(ctx context.Context, what string, query url.Values) (*wa
 		return nil, err
 	}
 	w := &watched{cancel: cancel, timer: time.AfterFunc(aliveWithin, cancel)}
-	response, err := v.stream.Do(request)
+	response, err := v.stream.Do(request) //nolint:bodyclose // watched closes it
 	if err != nil {
 		w.Close()
 		return nil, unreachable(err)

@@ -46,6 +46,7 @@ func AppendChange(dst []byte, ch Change) []byte {
 		return AppendFrame(dst, KindErased, func(b []byte) []byte {
 			return appendText(binary.AppendUvarint(b, uint64(ch.Position)), string(e.Organization))
 		})
+	case domain.MemberAdded, domain.MemberRemoved, domain.KeyUsed, nil:
 	}
 	return appendPosition(dst, KindPosition, ch.Position)
 }

@@ -46,7 +46,7 @@ func TestChangesComeBackAsTheyWere(t *testing.T) {
 			t.Errorf("%v (-want +got)\n%s", err, diff)
 		}
 	}
-	if _, _, err := r.Next(); err != io.EOF {
+	if _, _, err := r.Next(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the last frame: %v", err)
 	}
 }
@@ -155,7 +155,7 @@ func TestWhatBreaksOffIsNotTakenForAnEnd(t *testing.T) {
 	t.Parallel()
 	whole := AppendChange(nil, Change{1, 1, created})
 	for n := 1; n < len(whole); n++ {
-		if _, _, err := NewReader(bytes.NewReader(whole[:n])).Next(); err != io.ErrUnexpectedEOF {
+		if _, _, err := NewReader(bytes.NewReader(whole[:n])).Next(); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%d of %d bytes: %v", n, len(whole), err)
 		}
 	}
