@@ -158,6 +158,15 @@ func TestListsShowThePast(t *testing.T) {
 	if strings.Count(string(body), `"isActive":true`) != 2 || !strings.Contains(header.Get("Link"), "at=1h") {
 		t.Errorf("%s, %s", body, header.Get("Link"))
 	}
+	single := "/api/v1/organizations/" + string(acme) + "/api-keys/" + domain.KeyID{2}.String()
+	if status, _, body := s.fetch(single+"?at=1h", key); status != 200 || !strings.Contains(string(body), `"name":"then"`) || !strings.Contains(string(body), `"isActive":true`) {
+		t.Errorf("one key is %d %s", status, body)
+	}
+	for path, want := range map[string]int{single: 404, single + "?at=yesterday": 400, single + "?at=": 400, strings.Replace(single, domain.KeyID{2}.String(), domain.KeyID{9}.String(), 1) + "?at=1h": 404} {
+		if status, _, _ := s.fetch(path, key); status != want {
+			t.Errorf("%s is answered with %d", path, status)
+		}
+	}
 	if status, _, _ := s.fetch("/api/v1/organization/"+string(acme)+"/api-keys?at=yesterday", key); status != 400 {
 		t.Errorf("no moment is answered with %d", status)
 	}

@@ -160,12 +160,12 @@ func (s *Server) bunshipCreate(r *request) error {
 }
 
 func (s *Server) bunshipGet(r *request) error {
-	view, err := s.get(r)
+	view, moment, err := s.getAt(r)
 	if err != nil {
 		return err
 	}
 	body := append(make([]byte, 0, 64+bunshipKeyBytes), `{"success":true,"data":`...)
-	body = appendBunshipKey(body, &view, s.clock())
+	body = appendBunshipKey(body, &view, moment)
 	r.answer(fiber.StatusOK, bunshipJSON, append(body, '}'))
 	return nil
 }

@@ -274,6 +274,35 @@ func (s *Server) get(r *request) (domain.KeyView, error) {
 	return s.keys.Get(r.ctx, p.organization, id, atLeast)
 }
 
+// getAt is get for who may ask for the key as it stood when ?at says so, and gives which
+// moment it shows. A key that did not exist then is not found.
+func (s *Server) getAt(r *request) (view domain.KeyView, moment time.Time, err error) {
+	if _, given, err := r.query("at"); err != nil || !given || s.options.Audit == nil {
+		if err == nil {
+			view, err = s.get(r)
+		}
+		return view, s.clock(), err
+	}
+	p, err := s.admit(r, domain.ScopeRead, false)
+	if err != nil {
+		return view, moment, err
+	}
+	id, err := r.key()
+	if err != nil {
+		return view, moment, err
+	}
+	views, moment, err := s.keysAt(r, domain.KeyQuery{Organization: p.organization})
+	for i := range views {
+		if views[i].ID == id {
+			return views[i], moment, err
+		}
+	}
+	if err == nil {
+		err = domain.Errorf(domain.CodeNotFound, "no such key")
+	}
+	return view, moment, err
+}
+
 // key gives the key of the path. What cannot be an id is no key's.
 func (r *request) key() (domain.KeyID, error) {
 	id, err := domain.ParseKeyID(r.param("key"))

@@ -73,12 +73,12 @@ func (s *Server) nativeCreate(r *request) error {
 }
 
 func (s *Server) nativeGet(r *request) error {
-	view, err := s.get(r)
+	view, moment, err := s.getAt(r)
 	if err != nil {
 		return err
 	}
 	body := append(make([]byte, 0, 16+nativeKeyBytes), `{"key":`...)
-	body = appendNativeKey(body, &view, s.clock())
+	body = appendNativeKey(body, &view, moment)
 	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
 	return nil
 }
