@@ -54,6 +54,7 @@ type call struct {
 	node     string
 	how      string
 	from, to time.Time
+	waited   time.Duration // for the fence, as the server says; 0: it does not
 }
 
 // violation is a verification that was accepted although it started after a
@@ -314,6 +315,10 @@ func (t *trial) revokeAt(ctx context.Context, n *node, d dialect, how string, he
 	later := d == nativeLater && status == http.StatusAccepted
 	switch {
 	case status == http.StatusOK:
+		var said struct{ WaitedMs int64 }
+		if json.Unmarshal(body, &said) == nil {
+			c.waited = time.Duration(said.WaitedMs) * time.Millisecond
+		}
 	case d == bunship && status == http.StatusNotFound: // its clients are told that a revoked key is not there
 	case later:
 		var promised struct{ FenceBy time.Time }

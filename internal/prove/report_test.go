@@ -77,7 +77,7 @@ func (p *prover) report(lasted time.Duration) report {
 		}
 		if took > bound {
 			r.Beyond++
-			text := fmt.Sprintf("the %s revoke through %s from %s to %s took %s", c.how, c.node, p.since(c.from), p.since(c.to), took)
+			text := fmt.Sprintf("the %s revoke through %s from %s to %s took %s, of which %s for the fence (0: it is not said)", c.how, c.node, p.since(c.from), p.since(c.to), took, c.waited)
 			if p.chaos != nil {
 				text += "\n" + p.chaos.timeline(p.clock, c.from, c.to)
 			}
