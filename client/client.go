@@ -32,6 +32,8 @@ const (
 	mostAnswerBytes = 16 << 20
 	mostErrorBytes  = 64 << 10
 
+	mostIdleConnections = 100
+
 	defaultAttempts = 4
 	defaultTimeout  = 30 * time.Second // of one attempt; a revocation may wait for a lease to end
 	firstBackoff    = 100 * time.Millisecond
@@ -121,16 +123,34 @@ func New(server, credential string, options ...Option) (*Client, error) {
 	}
 	c := &Client{
 		base: strings.TrimSuffix(u.String(), "/"), credential: credential, userAgent: "keyledger-client",
-		http: &http.Client{}, attempts: defaultAttempts, timeout: defaultTimeout,
+		attempts: defaultAttempts, timeout: defaultTimeout,
 	}
 	for _, o := range options {
 		if err := o(c); err != nil {
 			return nil, err
 		}
 	}
+	if c.http == nil {
+		c.http = &http.Client{Transport: transport()}
+	}
 	c.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return c, nil
 }
+
+// transport is Go's usual one, but that as many connections are kept as a busy service
+// uses at once: two, which Go keeps, would be opened and closed all the time.
+func transport() http.RoundTripper {
+	usual, ok := http.DefaultTransport.(*http.Transport)
+	if !ok {
+		return http.DefaultTransport // somebody's own
+	}
+	t := usual.Clone()
+	t.MaxIdleConnsPerHost = mostIdleConnections
+	return t
+}
+
+// Close gives back the connections that are not in use. The client can be used on.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Format keeps the credential out of whatever prints a client.
 func (c *Client) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "keyledger client of "+c.base) }

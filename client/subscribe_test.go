@@ -649,6 +649,11 @@ func TestASubscriberThatIsKilledHandlesEveryEventOnceInOrder(t *testing.T) {
 	var group sync.WaitGroup
 	group.Go(own.killAgainAndAgain)
 	group.Go(kept.killAgainAndAgain)
+	// And the stream is made again under them.
+	own.await(5)
+	if result := server.Run("stream", "rebuild", "--yes"); result.Code != 0 {
+		t.Errorf("the stream was not made again: %s", result.Stderr)
+	}
 	group.Wait()
 	stop()
 	writers.Wait()
