@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sync/errgroup"
 
@@ -80,6 +82,7 @@ const (
 	leaveWithin   = 2 * time.Second
 	firstPause    = 50 * time.Millisecond
 	longPause     = 5 * time.Second
+	mostName      = 100
 	leastLease    = 10 * time.Millisecond
 	mostLease     = 10 * time.Minute
 	defaultReport = time.Second
@@ -101,7 +104,10 @@ func NewVerifier(o VerifierOptions) (*Verifier, error) {
 	}
 	if o.Name == "" {
 		o.Name, _ = os.Hostname()
-		o.Name = max(o.Name, "verifier")
+		o.Name = cmp.Or(o.Name, "verifier")
+	}
+	if utf8.RuneCountInString(o.Name) > mostName {
+		return nil, fmt.Errorf("a verifier's name has at most %d characters", mostName)
 	}
 	c, err := New(o.URL, o.Key, WithHTTPClient(o.HTTPClient), WithAttempts(1))
 	if err != nil {

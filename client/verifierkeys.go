@@ -19,9 +19,10 @@ import (
 const (
 	// aliveWithin is how long a stream may be silent. A server says something once a second.
 	aliveWithin = 5 * time.Second
-	// mostSnapshotParts bounds what is kept of a part of a snapshot that is not complete.
+	// mostPartBytes bounds what is kept of a part of a snapshot that is not complete.
 	mostPartBytes = 8 << 20
 	mostBatch     = 1000
+	mostReserved  = 1 << 24 // keys for which room is made before they come
 
 	encodingZstd = "zstd"
 )
@@ -208,7 +209,7 @@ func (s *loading) take(kind wire.Kind, payload []byte) (ended bool, err error) {
 			return false, fmt.Errorf("%w: the snapshot is of epoch %d of ledger %s", errAnew, h.Epoch, h.Ledger.UUID())
 		}
 		if s.loading == nil {
-			s.loading = index.Begin(s.history, h.Position, int(min(h.Keys, 1<<27)))
+			s.loading = index.Begin(s.history, h.Position, int(min(h.Keys, mostReserved)))
 		}
 		if s.loading.Position() != h.Position {
 			return false, fmt.Errorf("%w: the snapshot goes on at another position", wire.ErrMalformed)

@@ -73,10 +73,21 @@ func (s *Server) verifierRoutes() []*route {
 		{method: post, pattern: verifiersPath, dialect: native, handle: s.joinVerifier},
 		{method: get, pattern: verifiersPath + "/snapshot", dialect: native, handle: s.verifierSnapshot},
 		{method: get, pattern: verifiersPath + "/changes", dialect: native, handle: s.verifierChanges},
-		{method: post, pattern: one + "/lease", dialect: native, handle: s.renewVerifier},
-		{method: post, pattern: one + "/confirmation", dialect: native, handle: s.confirmVerifier},
-		{method: post, pattern: one + usesSuffix, dialect: native, handle: s.verifierUses},
+		{method: post, pattern: one + "/lease", dialect: native, handle: quiet(s.renewVerifier), lean: true},
+		{method: post, pattern: one + "/confirmation", dialect: native, handle: quiet(s.confirmVerifier), lean: true},
+		{method: post, pattern: one + usesSuffix, dialect: native, handle: quiet(s.verifierUses), lean: true},
 		{method: del, pattern: one, dialect: native, handle: s.leaveVerifier},
+	}
+}
+
+// quiet is for what every verifier asks all the time: it is not logged as other requests
+// are, and ends in time like them.
+func quiet(handle func(*request) error) func(*request) error {
+	return func(r *request) error {
+		ctx, cancel := context.WithTimeout(r.ctx, requestTimeout)
+		defer cancel()
+		r.ctx = ctx
+		return handle(r)
 	}
 }
 
@@ -210,11 +221,14 @@ func (s *Server) renewVerifier(r *request) error {
 	if err != nil {
 		return err
 	}
+	// Later than that, the answer would be worth nothing.
+	ctx, cancel := context.WithTimeout(r.ctx, s.options.Verifiers.Lease())
+	defer cancel()
 	var head domain.Position
 	if t.observer {
-		head, err = s.options.Verifiers.Observe(r.ctx)
+		head, err = s.options.Verifiers.Observe(ctx)
 	} else {
-		head, err = s.options.Verifiers.Renew(r.ctx, t.id)
+		head, err = s.options.Verifiers.Renew(ctx, t.id)
 	}
 	if err != nil {
 		return err
