@@ -23,7 +23,7 @@ $$;
 CREATE TRIGGER erased_organizations_keep BEFORE UPDATE OR DELETE ON erased_organizations FOR EACH ROW EXECUTE FUNCTION keep_erased();
 CREATE TRIGGER erased_organizations_whole BEFORE TRUNCATE ON erased_organizations FOR EACH STATEMENT EXECUTE FUNCTION keep_erased();
 
--- Whoever makes a data key and whoever erases take turns, organization by
+-- Whoever makes a data key, or a webhook, and whoever erases take turns, organization by
 -- organization: a key that is on its way when the erasure commits is either
 -- destroyed by it or refused after it.
 -- +goose StatementBegin
@@ -40,6 +40,9 @@ $$;
 
 CREATE TRIGGER data_keys_erased BEFORE INSERT OR UPDATE ON data_keys FOR EACH ROW EXECUTE FUNCTION refuse_erased();
 
+-- An endpoint's address and description are free text.
+CREATE TRIGGER webhooks_erased BEFORE INSERT ON webhooks FOR EACH ROW EXECUTE FUNCTION refuse_erased();
+
 -- +goose StatementBegin
 CREATE FUNCTION erase_organization(p_organization text, p_position bigint, p_at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
@@ -47,6 +50,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(6577804, hashtext(p_organization));
     INSERT INTO erased_organizations (organization, position, erased_at) VALUES (p_organization, p_position, p_at);
     DELETE FROM data_keys k WHERE k.organization = p_organization;
+    DELETE FROM webhooks w WHERE w.organization = p_organization;
 END
 $$;
 -- +goose StatementEnd

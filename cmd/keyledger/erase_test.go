@@ -45,6 +45,11 @@ func TestAnErasedOrganizationIsNowhereToBeRead(t *testing.T) {
 	if told := succeed(t, server, "audit", "tail").Stdout; !strings.Contains(told, canary) {
 		t.Fatalf("the tail is %s", told)
 	}
+	hooks := server.URL() + "/api/v1/organizations/org_1/webhooks"
+	hook := `{"url":"https://hooks.example.com/` + canary + `","description":"` + canary + `","enabled":false}`
+	if made := call(t, http.MethodPost, hooks, hook, "X-API-Key", admin.Key); made.status != http.StatusCreated {
+		t.Fatalf("no webhook is made: %d %s", made.status, made.body)
+	}
 	note := awaitCheckpoint(t, server, "7")
 	dir := t.TempDir()
 	proof, checkpoint, file := filepath.Join(dir, "proof.json"), filepath.Join(dir, "kept.note"), filepath.Join(dir, "log.ndjson.zst")
@@ -124,6 +129,9 @@ func TestAnErasedOrganizationIsNowhereToBeRead(t *testing.T) {
 	everywhere()
 	if refused := call(t, http.MethodPost, address, `{"name":"again"}`, bearer...); refused.status != http.StatusForbidden {
 		t.Errorf("a key is made in an erased organization: %d %s", refused.status, refused.body)
+	}
+	if refused := call(t, http.MethodPost, hooks, hook, bearer...); refused.status != http.StatusForbidden {
+		t.Errorf("a webhook is made for an erased organization: %d %s", refused.status, refused.body)
 	}
 	if result := server.Run("members", "add", "--organization", "org_1", "--user", "user_new"); result.Code != 1 || !strings.Contains(result.Stderr, "erased") {
 		t.Errorf("a member is added to an erased organization: %d %s", result.Code, result.Stderr)
