@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"keyledger/client"
@@ -188,13 +189,12 @@ func TestACursorThatIsNotKnownAnyMoreBeginsAnew(t *testing.T) {
 	n := startNode(t, index.History{Ledger: domain.ID{1}, Epoch: 2}, 10_000)
 	n.breaks = 1
 	another := startNode(t, n.history, 10_000)
-	first := true
+	var asked atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/api/v1/verifiers/snapshot" && !first {
+		if r.URL.Path == "/api/v1/verifiers/snapshot" && asked.Add(1) > 1 {
 			another.ServeHTTP(w, r) // as behind a balancer
 			return
 		}
-		first = first && r.URL.Path != "/api/v1/verifiers/snapshot"
 		n.ServeHTTP(w, r)
 	}))
 	defer s.Close()
