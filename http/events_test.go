@@ -293,7 +293,7 @@ func (s *site) open(path string, headers ...string) *reading {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = response.Body.Close() })
-	if response.StatusCode != 200 {
+	if response.StatusCode != nethttp.StatusOK {
 		body, _ := io.ReadAll(response.Body)
 		t.Fatalf("got %d %s", response.StatusCode, body)
 	}

@@ -23,3 +23,9 @@ const (
 	ToldKind = toldKind
 	HeadSize = headSize
 )
+
+// FromANode says whether a message is taken for one.
+func FromANode(message []byte) bool {
+	_, _, err := readHead(message)
+	return err == nil
+}

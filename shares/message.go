@@ -63,8 +63,10 @@ func appendBeats(b []byte, beats []beat) []byte {
 
 var errMessage = errors.New("a message about shares cannot be read")
 
+// readHead refuses what is no message of a node before anybody is taken for one: a copy of an
+// event can come here that a subscriber of the streams had delivered.
 func readHead(b []byte) (h head, rest []byte, err error) {
-	if len(b) < headSize {
+	if len(b) < headSize || b[0] < hereKind || b[0] > toldKind {
 		return h, nil, errMessage
 	}
 	h.kind = b[0]

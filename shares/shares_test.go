@@ -368,3 +368,18 @@ func TestMistakesInTheProtocolAreFound(t *testing.T) {
 		})
 	}
 }
+
+// Whoever may read the streams can have events delivered to any subject.
+func TestAnEventIsNoMessageOfANode(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"", `{"keyId":"key_01KF09MFG0FAN8QER1081G8186","organizationId":"org_abc123"}`, "\x00" + string(make([]byte, shares.HeadSize)), "\x04" + string(make([]byte, shares.HeadSize))} {
+		if shares.FromANode([]byte(text)) {
+			t.Errorf("%q is taken for one", text)
+		}
+	}
+	for _, kind := range []byte{shares.HereKind, shares.AskKind, shares.ToldKind} {
+		if !shares.FromANode(append([]byte{kind}, make([]byte, shares.HeadSize-1)...)) {
+			t.Errorf("a message of kind %d is not", kind)
+		}
+	}
+}

@@ -51,10 +51,9 @@ func boundTo(id domain.WebhookID, organization domain.OrganizationID) []byte {
 }
 
 func (v vault) seal(secret domain.SigningSecret, id domain.WebhookID, organization domain.OrganizationID) []byte {
-	sealed := make([]byte, 1+v.key.NonceSize())
-	sealed[0] = vaultFormat
-	_, _ = rand.Read(sealed[1:]) // never fails
-	return v.key.Seal(sealed, sealed[1:], secret.Key(), boundTo(id, organization))
+	nonce := make([]byte, v.key.NonceSize())
+	_, _ = rand.Read(nonce) // never fails
+	return v.key.Seal(append([]byte{vaultFormat}, nonce...), nonce, secret.Key(), boundTo(id, organization))
 }
 
 func (v vault) open(sealed []byte, id domain.WebhookID, organization domain.OrganizationID) (domain.SigningSecret, error) {

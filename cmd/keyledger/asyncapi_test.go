@@ -56,7 +56,7 @@ func TestMessagesAreAsTheAsyncAPIDocumentSays(t *testing.T) {
 	if err := document.ComparePayload("failure", failure.Data); err != nil || failure.Header.Get("Nats-Service-Error-Code") != "400" {
 		t.Errorf("%s %v: %v", failure.Data, failure.Header, err)
 	}
-	request, err := http.NewRequestWithContext(t.Context(), "DELETE", server.URL()+"/api/v1/organizations/org_abc123/api-keys/"+key.ID, nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, server.URL()+"/api/v1/organizations/org_abc123/api-keys/"+key.ID, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ func TestEventsAreReadOverHTTP(t *testing.T) {
 	server := servertest.Start(t, servertest.Options{})
 	system := server.BootstrapKey("--system")
 	mine, other := server.Bootstrap("org_abc123"), server.Bootstrap("org_other")
-	open := func(key, method, path, accept, body string) *http.Response {
+	open := func(key, method, path, accept, body string) io.Reader {
 		t.Helper()
 		request, err := http.NewRequestWithContext(t.Context(), method, server.URL()+path, strings.NewReader(body))
 		if err != nil {
@@ -31,10 +31,10 @@ func TestEventsAreReadOverHTTP(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = response.Body.Close() })
-		return response
+		return response.Body
 	}
 	const feed = "/api/v1/organizations/org_abc123/events"
-	stream := bufio.NewReader(open(mine, "GET", feed, "text/event-stream", "").Body)
+	stream := bufio.NewReader(open(mine, "GET", feed, "text/event-stream", ""))
 	if first, err := stream.ReadString('\n'); err != nil || first != "retry: 2000\n" {
 		t.Fatalf("got %q (%v)", first, err)
 	}
@@ -60,7 +60,7 @@ func TestEventsAreReadOverHTTP(t *testing.T) {
 	}
 	for path, key := range map[string]string{feed: mine, "/api/v1/events": system.Key} {
 		for _, accept := range []string{"application/json", "application/x-ndjson"} {
-			body, err := io.ReadAll(open(key, "GET", path, accept, "").Body)
+			body, err := io.ReadAll(open(key, "GET", path, accept, ""))
 			if err != nil {
 				t.Fatal(err)
 			}

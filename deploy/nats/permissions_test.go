@@ -285,7 +285,7 @@ func (b *broker) pushConsumers(t *testing.T) {
 	_, err := b.connect("caller").Request("svc.keyledger.verify", []byte(`{"key":"`+b.key+`"}`), 10*time.Second)
 	must(t, err)
 	last := b.server.BootstrapKey("--organization", "org_abc123")
-	request, err := http.NewRequestWithContext(t.Context(), "DELETE", b.server.URL()+"/api/v1/organizations/org_abc123/api-keys/"+last.ID, nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, b.server.URL()+"/api/v1/organizations/org_abc123/api-keys/"+last.ID, nil)
 	must(t, err)
 	request.Header.Set("X-API-Key", b.key)
 	response, err := http.DefaultClient.Do(request)
