@@ -227,6 +227,8 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 	v := startVerifier(t, client.VerifierOptions{URL: l.url, Key: system})
 	stale := startVerifier(t, client.VerifierOptions{URL: l.url, Key: system, MaxStale: time.Hour})
 	ask := client.Question{Key: key.Secret.Reveal()}
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
 	for round := range 5 {
 		if got := verdictOf(t, v, ask); !got.Valid {
 			t.Fatalf("%+v", got)
@@ -244,7 +246,7 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 			}()
 		}
 		var last time.Time
-		for {
+		for ; ; <-poll.C {
 			now := time.Now()
 			got, err := v.Verify(t.Context(), ask)
 			if errors.Is(err, client.ErrUnavailable) {
@@ -258,7 +260,7 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 		if late := last.Sub(cut); late > lease+50*time.Millisecond || v.Ready() {
 			t.Errorf("the last yes came %v after it was cut off, ready %v", late, v.Ready())
 		}
-		for {
+		for ; ; <-poll.C {
 			got, err := stale.Verify(t.Context(), ask)
 			if err != nil || !got.Valid || got.Stale != (got.Age >= lease) {
 				t.Fatalf("who was told to go on says %+v, %v", got, err)
@@ -269,8 +271,8 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 		}
 		if round == 4 {
 			r := <-revoked
-			if waited := time.Since(cut); !r.Fenced || r.Expired == 0 || waited > lease+lease/100+250*time.Millisecond {
-				t.Errorf("%+v after %v", r, waited)
+			if !r.Fenced || r.Expired == 0 || r.Waited > lease+time.Second {
+				t.Errorf("%+v", r)
 			}
 			if _, err := v.Verify(t.Context(), ask); !errors.Is(err, client.ErrUnavailable) {
 				t.Errorf("after it was revoked: %v", err)
@@ -278,8 +280,7 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 		}
 		l.down.Store(false)
 		l.kill()
-		for !v.Ready() {
-			_, _ = v.Verify(t.Context(), ask)
+		for ; !v.Ready(); <-poll.C {
 		}
 	}
 	if got := verdictOf(t, v, ask); got.Code != client.Revoked {
@@ -325,7 +326,10 @@ func TestAReportThatIsRepeatedCountsOnce(t *testing.T) {
 	})
 	v := startVerifier(t, client.VerifierOptions{URL: url, Key: systemKey(server), ReportEvery: 5 * time.Millisecond})
 	uses := uint64(0)
+	poll := time.NewTicker(100 * time.Microsecond)
+	defer poll.Stop()
 	for ; lost.Load() < 6; uses++ {
+		<-poll.C
 		if got := verdictOf(t, v, client.Question{Key: key.Secret.Reveal()}); !got.Valid {
 			t.Fatalf("%+v", got)
 		}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"keyledger/client"
 	"keyledger/domain"
@@ -189,9 +190,9 @@ func TestACursorThatIsNotKnownAnyMoreBeginsAnew(t *testing.T) {
 	n := startNode(t, index.History{Ledger: domain.ID{1}, Epoch: 2}, 10_000)
 	n.breaks = 1
 	another := startNode(t, n.history, 10_000)
-	var asked atomic.Int32
+	var snapshots atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/api/v1/verifiers/snapshot" && asked.Add(1) > 1 {
+		if r.URL.Path == "/api/v1/verifiers/snapshot" && snapshots.Add(1) > 1 {
 			another.ServeHTTP(w, r) // as behind a balancer
 			return
 		}
@@ -201,6 +202,8 @@ func TestACursorThatIsNotKnownAnyMoreBeginsAnew(t *testing.T) {
 	defer s.CloseClientConnections()
 	v := startVerifier(t, client.VerifierOptions{URL: s.URL, Key: "a-key"})
 	defer v.Close()
+	another.mu.Lock()
+	defer another.mu.Unlock()
 	if v.Len() != 10_000 || len(another.after) != 2 || another.after[0] == "" || another.after[1] != "" {
 		t.Errorf("%d keys, asked %q", v.Len(), another.after)
 	}
@@ -225,7 +228,9 @@ func TestAnotherHistoryStopsAVerifierWhichBeginsAnew(t *testing.T) {
 	n.restored = true
 	n.mu.Unlock()
 	s.CloseClientConnections()
-	for {
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for ; ; <-poll.C {
 		got, err := v.Verify(t.Context(), client.Question{Key: plainKey(99)})
 		if err == nil && got.Code == client.NotFound {
 			break
