@@ -34,6 +34,9 @@ type SubscribeOptions struct {
 	// NATS is a connection, or URL says where to make one.
 	NATS *nats.Conn
 	URL  string
+	// InboxPrefix is for a connection to URL by a user who may listen to no inboxes but
+	// its own, such as _INBOX_subscriber of deploy/nats. Empty: NATS's usual one.
+	InboxPrefix string
 	// Client, when set, reads from the log what the stream no longer has. It needs a key
 	// of the service with the scope system:events.
 	Client *Client
@@ -169,8 +172,17 @@ func newSubscription(ctx context.Context, o SubscribeOptions, handle func(contex
 	}
 	s.nc = o.NATS
 	if s.nc == nil {
+		options := []nats.Option{
+			nats.Name("keyledger subscription " + o.Name), nats.MaxReconnects(-1),
+			nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { // such as what is not permitted
+				s.logger.Warn("NATS says no", "name", o.Name, "error", err)
+			}),
+		}
+		if o.InboxPrefix != "" {
+			options = append(options, nats.CustomInboxPrefix(o.InboxPrefix))
+		}
 		var err error
-		if s.nc, err = nats.Connect(o.URL, nats.Name("keyledger subscription "+o.Name), nats.MaxReconnects(-1)); err != nil {
+		if s.nc, err = nats.Connect(o.URL, options...); err != nil {
 			return nil, fmt.Errorf("keyledger: connect to NATS: %w", err)
 		}
 	}

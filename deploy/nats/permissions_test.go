@@ -211,9 +211,14 @@ func (b *broker) subscriberReads(t *testing.T) {
 
 	// The library that is handed out.
 	enough := errors.New("enough")
-	err = client.Subscribe(ctx, client.SubscribeOptions{NATS: u.Conn}, func(context.Context, client.Event) error { return enough })
-	if !errors.Is(err, enough) {
-		t.Errorf("client.Subscribe: %v", err)
+	for _, o := range []client.SubscribeOptions{
+		{NATS: u.Conn},
+		{URL: fmt.Sprintf("nats://subscriber:password-of-subscriber@127.0.0.1:%d", b.port), InboxPrefix: "_INBOX_subscriber", Filter: client.Filter{Organization: "org_abc123"}},
+	} {
+		err = client.Subscribe(ctx, o, func(context.Context, client.Event) error { return enough })
+		if !errors.Is(err, enough) {
+			t.Errorf("client.Subscribe: %v", err)
+		}
 	}
 	u.nothingForbidden()
 }
