@@ -39,11 +39,13 @@ type registry struct {
 	next    *listing
 }
 
-// join commits a row, or makes an old one of the same verifier new.
+// join commits a row, or makes an old one of the same verifier new. The lease of one that is
+// there never becomes shorter: who joined again at another node may not have heard the answer, and
+// hold a lease of the old length.
 func (r *registry) join(ctx context.Context, id domain.ID, kind Kind, name string, lease time.Duration) error {
 	_, err := r.pool.Exec(ctx, `
-INSERT INTO verifiers (id, kind, name, lease_ms) VALUES ($1, $2, $3, $4)
-    ON CONFLICT (id) DO UPDATE SET renewal = nextval('verifier_renewals'), seen_at = clock_timestamp(), lease_ms = excluded.lease_ms`,
+INSERT INTO verifiers AS v (id, kind, name, lease_ms) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (id) DO UPDATE SET renewal = nextval('verifier_renewals'), seen_at = clock_timestamp(), lease_ms = greatest(v.lease_ms, excluded.lease_ms)`,
 		[16]byte(id), string(kind), name, lease.Milliseconds())
 	return eventstore.Wrap(err, "join the verifiers")
 }

@@ -112,6 +112,7 @@ func TestASnapshotHasTheKeysAsTheyAre(t *testing.T) {
 				t.Errorf("it ends at %d, %v", position, err)
 			}
 			ended = true
+		default:
 		}
 	}
 	for _, want := range []domain.Key{first, second} {
