@@ -475,6 +475,10 @@ func TestStreamsAreLimited(t *testing.T) {
 	if got := s.ask("GET", "/metrics").body; !strings.Contains(got, "keyledger_http_streams 33\n") {
 		t.Error("the metric does not say 33")
 	}
+	system := "X-API-Key: " + s.keyWith(domain.CreateKey{Organization: domain.SystemOrganization, Scopes: domain.Scopes{domain.ScopeSystemEvents}, RateLimit: 100_000}).Reveal()
+	for range 33 {
+		s.open(systemFeed+"?format=sse", system)
+	}
 	_ = open[0].response.Body.Close()
 	<-f.left
 	s.open(acmeFeed+"?format=sse", mine)

@@ -16,7 +16,8 @@ import (
 const (
 	// claimFor is how long an endpoint waits for a node that says nothing any more: one
 	// attempt, and what is read and written around it.
-	claimFor = attemptWithin + 5*time.Second
+	claimFor    = attemptWithin + 5*time.Second
+	leaveWithin = time.Second
 	// A turn is bounded, so that an endpoint with much to catch up on lets others have theirs.
 	mostOfTurn  = 100
 	turnWithin  = 30 * time.Second
@@ -108,7 +109,11 @@ func (w *Webhooks) turn(ctx context.Context, id domain.WebhookID) (again bool, e
 			// 2. Send, and only then move on: killed in between, the event is sent again.
 			answer := w.sender.send(ctx, e.url, event.ID, event.JSON, e.secrets)
 			if ctx.Err() != nil {
-				return false, ctx.Err() // this node stops: it says nothing about the receiver
+				// This node stops, which says nothing about the receiver: another one need not wait.
+				leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveWithin)
+				defer cancel()
+				_, err := w.update(leaving, e, `due_at = now()`)
+				return false, err
 			}
 			w.metrics.count(answer)
 			if !answer.taken() {

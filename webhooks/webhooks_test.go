@@ -482,35 +482,69 @@ func TestTwoNodesRaceAndTheReceiverDoesNotNotice(t *testing.T) {
 	}
 }
 
-// A node that is killed while it delivers is replaced when its claim has run out,
-// and what it comes back to say moves nothing.
-func TestANodeThatDiesWhileItDeliversIsReplaced(t *testing.T) {
-	t.Parallel()
-	l := open(t)
+// hanging is a receiver that says nothing to the first attempt, for as long as the test likes.
+func hanging(t *testing.T) (*receiver, func()) {
+	t.Helper()
 	release := make(chan struct{})
 	r := receive(t, func(_ delivery, attempt int) int {
 		if attempt == 1 {
-			<-release // it says nothing, as long as the first node lives
-			return 500
+			<-release
 		}
 		return 200
 	})
-	t.Cleanup(func() { close(release) })
-	first := l.webhooks()
+	free := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(free)
+	return r, free
+}
+
+// A node that says nothing any more in the middle of a delivery, because it was killed
+// or is paused, is replaced when its claim has run out; and when it comes back, what it says moves nothing.
+func TestANodeThatIsStuckWhileItDeliversIsReplaced(t *testing.T) {
+	t.Parallel()
+	l := open(t)
+	r, free := hanging(t)
+	first, second := l.webhooks(), l.webhooks()
 	id, _ := l.make(first, acme, at(r.URL))
-	stop := l.run(first.Run)
+	l.run(first.Run)
 	position := l.create(acme)
 	if d := r.next(); d.position != position {
 		t.Fatalf("got %d", d.position)
 	}
-	stop() // its attempt is broken off: it neither moves nor gives back
-	second := l.webhooks()
-	l.run(second.Run)
 	l.sql(`UPDATE webhooks SET due_at = now() WHERE id = $1`, [16]byte(id)) // as if 15 s had passed
+	l.run(second.Run)
 	if d := r.next(); d.position != position {
 		t.Fatalf("got %d", d.position)
 	}
 	l.until(second, acme, id, "at the end", func(f domain.Webhook) bool { return f.Position == position })
+	if _, err := second.Replay(t.Context(), acme, id, position-1); err != nil {
+		t.Fatal(err)
+	}
+	r.next()
+	free() // the first node is told that its attempt was good
+	next := l.create(acme)
+	if d := r.next(); d.position != next {
+		t.Errorf("got %d instead of %d", d.position, next)
+	}
+	l.until(second, acme, id, "at the end", func(f domain.Webhook) bool { return f.Position == next })
+}
+
+// A node that is told to stop leaves nobody waiting for it.
+func TestANodeThatStopsGivesItsClaimBack(t *testing.T) {
+	t.Parallel()
+	l := open(t)
+	r, _ := hanging(t)
+	first, second := l.webhooks(), l.webhooks()
+	id, _ := l.make(first, acme, at(r.URL))
+	stop := l.run(first.Run)
+	position := l.create(acme)
+	r.next()
+	stop()
+	began := time.Now()
+	l.run(second.Run)
+	l.until(second, acme, id, "at the end", func(f domain.Webhook) bool { return f.Position == position })
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the claim was waited for: %s", took)
+	}
 }
 
 // A node that slept over its claim cannot take the checkpoint back or forth.
