@@ -9,7 +9,11 @@ import (
 	"keyledger/domain"
 )
 
-const headerAPIKey = "X-Api-Key" // as HTTP libraries spell X-API-Key
+const (
+	headerAPIKey = "X-Api-Key" // as HTTP libraries spell X-API-Key
+	// headerStale says that the key was judged without a lease.
+	headerStale = "X-Keyledger-Stale"
+)
 
 // The two things that BunShip says of a credential; Bullseye says one for both.
 func errNoCredential() error {
@@ -139,7 +143,10 @@ func (s *Server) authenticateDurably(r *request, v domain.Verification, durable 
 	if err != nil {
 		return domain.Verdict{}, err
 	}
-	r.verdict = verdictLabel(verdict.Outcome)
+	r.verdict = labelOf(&verdict)
+	if verdict.Stale {
+		r.set(headerStale, "true")
+	}
 	switch verdict.Outcome {
 	case domain.OutcomeValid:
 		r.limit = verdict.Limit

@@ -27,6 +27,7 @@ type ledger struct {
 	indexDown  error            // what the index answers with
 	behind     chan struct{}    // while not nil, the index does not move
 	waiting    chan struct{}    // closed when somebody waits for the index
+	stale      bool             // the index goes on without a lease
 	loading    bool             // the index is not loaded
 	panicking  bool             // the list panics
 	beforeSave func(g *ledger)  // runs before the next command's guard is looked at
@@ -127,6 +128,9 @@ func (g *ledger) Verify(v domain.Verification) (domain.Verdict, error) {
 		verdict := domain.Verdict{
 			Outcome: s.key.Judge(v.Now, v.Required), Key: s.key.ID, Organization: s.key.Organization, Name: s.key.Name, Scopes: s.key.Scopes,
 			ExpiresAt: s.key.ExpiresAt, Version: s.version, Position: g.position,
+		}
+		if g.stale {
+			verdict.Stale, verdict.Age = true, 1500*time.Millisecond+1
 		}
 		if limit := s.key.RateLimit; limit > 0 {
 			if g.minute.IsZero() {

@@ -67,7 +67,7 @@ func (m message) answer() (status int, answer []byte) {
 	}()
 	label := verdictNone
 	if err == nil {
-		status, answer, label = fiber.StatusOK, appendVerdict(nil, &verdict), verdictLabel(verdict.Outcome)
+		status, answer, label = fiber.StatusOK, appendVerdict(nil, &verdict), labelOf(&verdict)
 	} else {
 		e := known(err)
 		if status, answer = native.failure(e); status == fiber.StatusInternalServerError {

@@ -262,6 +262,14 @@ const (
 	verdictLabels
 )
 
+// labelOf is a verdict's outcome, as its use is recorded.
+func labelOf(v *domain.Verdict) verdictLabel {
+	if v.Stale && v.Outcome == domain.OutcomeValid {
+		return verdictLabel(domain.OutcomeValidStale)
+	}
+	return verdictLabel(v.Outcome)
+}
+
 func (v verdictLabel) String() string {
 	switch v {
 	case verdictUser:

@@ -65,7 +65,7 @@ func (s *Server) verifyKey(r *request) error {
 	if err != nil {
 		return err
 	}
-	r.verdict = verdictLabel(verdict.Outcome)
+	r.verdict = labelOf(&verdict)
 	if verdict.Outcome == domain.OutcomeNotFound {
 		if err := s.unknown(r, 1); err != nil {
 			return err

@@ -216,3 +216,20 @@ func TestADeploymentMayAskWhoVerifies(t *testing.T) {
 		t.Errorf("got %d %s", a.status, a.body)
 	}
 }
+
+func TestWhatIsSaidWithoutALeaseIsMarked(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	key := s.key(acme, "read")
+	if a := s.ask("GET", "/forward-auth", "X-API-Key: "+key); a.status != 200 || a.header.Get("X-Keyledger-Stale") != "" {
+		t.Errorf("got %d %v", a.status, a.header)
+	}
+	s.stale = true
+	if a := s.ask("POST", verifyPath, fmt.Sprintf(`{"key":%q}`, key)); a.status != 200 || !strings.HasSuffix(a.body, `,"ageMs":1501,"stale":true}`) || !strings.HasPrefix(a.body, `{"valid":true,"code":"VALID"`) {
+		t.Errorf("got %d %s", a.status, a.body)
+	}
+	s.ask("GET", "/forward-auth", "X-API-Key: "+key).is(t, 200, "").has(t, "X-Keyledger-Stale", "true")
+	if a := s.ask("GET", bullseyePath, "X-API-Key: "+key); a.status != 200 || a.header.Get("X-Keyledger-Stale") != "true" {
+		t.Errorf("got %d %v", a.status, a.header)
+	}
+}
