@@ -36,6 +36,8 @@ type node struct {
 	after    []string
 	restored bool
 	version  uint64
+	reaped   bool
+	joins    []string // what they said that they were
 }
 
 // quiet is a log without events.
@@ -89,9 +91,22 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch r.URL.Path {
 	case "/api/v1/verifiers":
+		var said struct{ Kind, Name, Verifier string }
+		_ = json.NewDecoder(r.Body).Decode(&said)
+		n.mu.Lock()
+		n.joins = append(n.joins, said.Kind+" "+said.Verifier)
+		n.reaped = false
+		n.mu.Unlock()
 		w.WriteHeader(http.StatusCreated)
 		_, _ = fmt.Fprintf(w, `{"verifier":"it","leaseMs":1000,"ledger":%q,"epoch":%d}`, history.Ledger.UUID(), history.Epoch)
 	case "/api/v1/verifiers/it/lease":
+		n.mu.Lock()
+		reaped := n.reaped
+		n.mu.Unlock()
+		if reaped {
+			problem(domain.Errorf(domain.CodeNotFound, "join again"))
+			return
+		}
 		_, _ = fmt.Fprintf(w, `{"head":"%d:lifecycle:%d","leaseMs":1000}`, history.Epoch, n.index.Position())
 	case "/api/v1/verifiers/it/uses":
 		n.mu.Lock()
@@ -245,6 +260,35 @@ func TestAnotherHistoryStopsAVerifierWhichBeginsAnew(t *testing.T) {
 	token := client.Token{Epoch: 2, Lane: domain.Lifecycle, Position: 60}
 	if _, err := v.Verify(client.WithMinPosition(t.Context(), token), client.Question{Key: plainKey(49)}); !errors.Is(err, client.ErrStale) {
 		t.Errorf("a position of the old history: %v", err)
+	}
+}
+
+func TestAVerifierThatWasForgottenJoinsAgainAsWhoItWas(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, index.History{Ledger: domain.ID{1}, Epoch: 2}, 100)
+	s := httptest.NewServer(n)
+	defer s.Close()
+	defer s.CloseClientConnections()
+	v := startVerifier(t, client.VerifierOptions{URL: s.URL, Key: "a-key"})
+	defer v.Close()
+	n.mu.Lock()
+	n.reaped = true
+	n.mu.Unlock()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for again := false; !again; <-poll.C {
+		// Its lease lasts longer than that takes.
+		if got := verdictOf(t, v, client.Question{Key: plainKey(1)}); !got.Valid {
+			t.Fatalf("%+v", got)
+		}
+		n.mu.Lock()
+		again = !n.reaped
+		n.mu.Unlock()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.joins) != 2 || n.joins[0] != "embedded " || n.joins[1] != "embedded it" || len(n.after) != 1 {
+		t.Errorf("joined as %q, %d snapshots", n.joins, len(n.after))
 	}
 }
 
