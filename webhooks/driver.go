@@ -231,6 +231,9 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		}, []string{"result"}),
 		givenUp: prometheus.NewCounter(prometheus.CounterOpts{Name: "keyledger_webhook_dead_letters_total", Help: "Events that were given up for an endpoint."}),
 	}
+	for _, result := range []string{"taken", "refused", "unreached"} {
+		m.attempts.WithLabelValues(result) // 0 is shown, too
+	}
 	if registerer == nil {
 		return m, nil
 	}
