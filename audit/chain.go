@@ -19,6 +19,7 @@ type chain struct {
 	report      *Report
 	epoch       uint32                         // of the head
 	loose       bool                           // part of the events is left out: versions need only grow
+	cosigned    []domain.Position              // by witness: the newest stored size
 	checkpoints []expectation                  // by size
 	tiles       map[transparency.TileID][]byte // of level 1 and above; nil: none are to be compared
 

@@ -158,6 +158,14 @@ func (s *snapshot) verify(ctx context.Context, c *chain, o Options) error {
 		c.fault(0, "the stored tree is empty and has a root")
 	}
 	lane := LaneReport{Lane: c.lane, Covered: tree.Size, Checkpoints: len(c.checkpoints)}
+	for i, w := range o.Witnesses {
+		if c.cosigned[i] == 0 && tree.Size > 0 {
+			c.fault(uint64(tree.Size), "the witness %s has cosigned no stored checkpoint", w.Name)
+		}
+		if lane.Cosigned = min(lane.Cosigned, c.cosigned[i]); i == 0 {
+			lane.Cosigned = c.cosigned[i]
+		}
+	}
 	var err error
 	if c.tiles, err = s.upperTiles(ctx, c.lane); err != nil {
 		return err
@@ -236,6 +244,7 @@ func (s *snapshot) detached(ctx context.Context, c *chain, o Options, lane *Lane
 
 // stored reads what was signed, and has the chain compare it.
 func (s *snapshot) stored(ctx context.Context, c *chain, o Options) error {
+	c.cosigned = make([]domain.Position, len(o.Witnesses))
 	rows, err := s.tx.Query(ctx, `SELECT epoch, size, root, note FROM log_checkpoints WHERE lane = $1 ORDER BY epoch, size`, string(c.lane))
 	if err != nil {
 		return eventstore.Wrap(err, "read the checkpoints")
@@ -259,6 +268,11 @@ func (s *snapshot) stored(ctx context.Context, c *chain, o Options) error {
 			continue
 		}
 		c.expect(expectation{uint64(size), signed.Root, fmt.Sprintf("the stored checkpoint of epoch %d", epoch)})
+		for i, w := range o.Witnesses {
+			if _, ok := w.Cosigned([]byte(note)); ok {
+				c.cosigned[i] = max(c.cosigned[i], size)
+			}
+		}
 	}
 	return eventstore.Wrap(rows.Err(), "read the checkpoints")
 }

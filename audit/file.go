@@ -369,6 +369,9 @@ func (e *exported) verifyEnd(chains map[domain.Lane]*chain, report *Report, o Op
 			c.fault(0, "the file's checkpoint is that of %s", checkpoint.Origin)
 			continue
 		}
+		if missing := transparency.Missing([]byte(s.Checkpoint), o.Witnesses); missing != "" {
+			c.fault(uint64(checkpoint.Size), "the witness %s has not cosigned the file's checkpoint", missing)
+		}
 		to := uint64(rangeOf(e.header, s.Lane).To)
 		for i := range report.Lanes {
 			if report.Lanes[i].Lane == s.Lane {

@@ -2,12 +2,17 @@ package audit_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +23,7 @@ import (
 	"keyledger/domain"
 	"keyledger/eventstore"
 	"keyledger/internal/testkit"
+	"keyledger/projections/transparency"
 )
 
 func (l *ledger) export(change ...func(*audit.ExportOptions)) string {
@@ -257,5 +263,66 @@ func TestAProofIsVerifiedOffline(t *testing.T) {
 	}
 	if _, err := audit.Prove(t.Context(), l.pool, log, domain.Lifecycle, l.End(domain.Lifecycle)); domain.CodeOf(err) != domain.CodeNotFound {
 		t.Errorf("what nothing covers is proven: %v", err)
+	}
+}
+
+func TestWitnessesAreDemanded(t *testing.T) {
+	t.Parallel()
+	l := newLedger(t)
+	l.fill(10)
+	l.sign()
+	private := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+	raw := append([]byte{4}, private.Public().(ed25519.PublicKey)...)
+	id := sha256.Sum256(append([]byte("witness.example\n"), raw...))
+	key, err := transparency.ParseWitnessKey(fmt.Sprintf("witness.example+%x+%s", id[:4], base64.StdEncoding.EncodeToString(raw)))
+	must(t, err)
+	demanding := audit.Options{Keys: l.public(), Witnesses: []transparency.WitnessKey{key}}
+	prove := func() ([]byte, error) {
+		proof, err := audit.Prove(t.Context(), l.pool, audit.NewLog(l.pool), domain.Lifecycle, 3, key)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(proof)
+	}
+	verifyFile := func() *audit.Report {
+		report, err := audit.VerifyFile(t.Context(), bytes.NewReader(read(t, l.export())), demanding)
+		must(t, err)
+		return report
+	}
+	if report := l.verify(demanding); len(report.Faults) != 2 { // one a lane
+		t.Errorf("without a cosignature the audit says %v", report.Faults)
+	}
+	if report := verifyFile(); len(report.Faults) != 2 {
+		t.Errorf("without a cosignature the audit of a file says %v", report.Faults)
+	}
+	if _, err := prove(); domain.CodeOf(err) != domain.CodeNotFound {
+		t.Errorf("without a cosignature this is proven: %v", err)
+	}
+	proof, err := audit.Prove(t.Context(), l.pool, audit.NewLog(l.pool), domain.Lifecycle, 3)
+	must(t, err)
+	plain, err := json.Marshal(proof)
+	must(t, err)
+	if _, err := audit.CheckProof(plain, l.public(), key); err == nil {
+		t.Error("a proof without the cosignature is taken")
+	}
+	for _, lane := range domain.Lanes() {
+		note, err := transparency.NewReader(l.pool, l.Store).Checkpoint(t.Context(), lane)
+		must(t, err)
+		text, _, _ := strings.Cut(string(note), "\n\n")
+		line := append(binary.BigEndian.AppendUint64(slices.Clone(id[:4]), 1_768_000_000), ed25519.Sign(private, []byte("cosignature/v1\ntime 1768000000\n"+text+"\n"))...)
+		_, err = l.pool.Exec(t.Context(), `UPDATE log_checkpoints SET note = note || $1 WHERE lane = $2`, "— witness.example "+base64.StdEncoding.EncodeToString(line)+"\n", string(lane))
+		must(t, err)
+	}
+	report := l.verify(demanding)
+	if !report.OK || report.Lanes[0].Cosigned != l.End(domain.Lifecycle) {
+		t.Errorf("with it the audit says %+v", report)
+	}
+	if report := verifyFile(); !report.OK {
+		t.Errorf("with it the audit of a file says %v", report.Faults)
+	}
+	bundle, err := prove()
+	must(t, err)
+	if _, err := audit.CheckProof(bundle, l.public(), key); err != nil {
+		t.Error(err)
 	}
 }

@@ -31,8 +31,8 @@ type Proof struct {
 }
 
 // Prove makes the bundle of an event. CodeNotFound says that there is no such
-// event, or that no checkpoint covers it yet.
-func Prove(ctx context.Context, pool *pgxpool.Pool, log transparency.Log, lane domain.Lane, position domain.Position) (Proof, error) {
+// event, or that no checkpoint covers it yet, or none that the witnesses have cosigned.
+func Prove(ctx context.Context, pool *pgxpool.Pool, log transparency.Log, lane domain.Lane, position domain.Position, witnesses ...transparency.WitnessKey) (Proof, error) {
 	reader := transparency.NewReader(pool, log)
 	p := Proof{Format: proofFormat, Lane: lane, Position: position}
 	for e, err := range log.Read(ctx, lane, position-1) {
@@ -45,7 +45,13 @@ func Prove(ctx context.Context, pool *pgxpool.Pool, log transparency.Log, lane d
 	if p.Envelope == nil {
 		return Proof{}, domain.Errorf(domain.CodeNotFound, "the lane %s ends before position %d", lane, position)
 	}
-	signed, err := reader.Checkpoint(ctx, lane)
+	var signed []byte
+	var err error
+	if len(witnesses) > 0 {
+		signed, err = reader.CheckpointCosigned(ctx, lane, position, witnesses)
+	} else {
+		signed, err = reader.Checkpoint(ctx, lane)
+	}
 	if err != nil {
 		return Proof{}, err
 	}
@@ -76,8 +82,9 @@ type Proven struct {
 	Checkpoint transparency.Checkpoint
 }
 
-// CheckProof verifies a bundle against the keys of those who may have signed.
-func CheckProof(bundle []byte, keys transparency.Keys) (Proven, error) {
+// CheckProof verifies a bundle against the keys of those who may have signed, and of those
+// who must have cosigned.
+func CheckProof(bundle []byte, keys transparency.Keys, witnesses ...transparency.WitnessKey) (Proven, error) {
 	var p Proof
 	if err := json.Unmarshal(bundle, &p); err != nil {
 		return Proven{}, fmt.Errorf("the proof cannot be read: %w", err)
@@ -88,6 +95,9 @@ func CheckProof(bundle []byte, keys transparency.Keys) (Proven, error) {
 	checkpoint, err := transparency.Open([]byte(p.Checkpoint), keys)
 	if err != nil {
 		return Proven{}, err
+	}
+	if missing := transparency.Missing([]byte(p.Checkpoint), witnesses); missing != "" {
+		return Proven{}, fmt.Errorf("the witness %s has not cosigned the checkpoint of size %d", missing, checkpoint.Size)
 	}
 	event, err := ParseEnvelope(p.Envelope)
 	if err != nil {

@@ -29,9 +29,10 @@ func (f Fault) String() string {
 type LaneReport struct {
 	Lane        domain.Lane     `json:"lane"`
 	Events      uint64          `json:"events"`
-	Through     domain.Position `json:"through"`     // the last position
-	Covered     domain.Position `json:"covered"`     // by a checkpoint: what is behind it was only held against the rules
-	Checkpoints int             `json:"checkpoints"` // how many the tree was compared with
+	Through     domain.Position `json:"through"`            // the last position
+	Covered     domain.Position `json:"covered"`            // by a checkpoint: what is behind it was only held against the rules
+	Checkpoints int             `json:"checkpoints"`        // how many the tree was compared with
+	Cosigned    domain.Position `json:"cosigned,omitempty"` // the size up to which every witness that was named has cosigned
 }
 
 // Report is what an audit found.
@@ -76,6 +77,8 @@ type Options struct {
 	Keys []ed25519.PublicKey
 	// Trusted are checkpoints that were kept outside the ledger: signed notes.
 	Trusted []Trusted
+	// Witnesses must have cosigned a checkpoint of each lane.
+	Witnesses []transparency.WitnessKey
 	// Skew is how far the clocks of verifiers are believed to differ; 0: DefaultSkew.
 	Skew time.Duration
 	// Archives are the files to which parts of the usage lane were detached.

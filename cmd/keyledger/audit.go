@@ -117,6 +117,20 @@ func (p *program) publicKeys(found *backing.Found) (transparency.Keys, error) {
 	return transparency.Public(private), err
 }
 
+// witnesses are those whose cosignatures are demanded.
+func (p *program) witnesses() ([]transparency.WitnessKey, error) {
+	var keys []transparency.WitnessKey
+	for _, text := range p.config.Witness {
+		key, _, _ := strings.Cut(text, "=") // the URL is for those who ask the witness
+		w, err := transparency.ParseWitnessKey(key)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--witness (KEYLEDGER_WITNESS): %w", err)}
+		}
+		keys = append(keys, w)
+	}
+	return keys, nil
+}
+
 // trusted reads the checkpoints that were kept outside the ledger.
 func (p *program) trusted() ([]audit.Trusted, error) {
 	var trusted []audit.Trusted

@@ -29,12 +29,16 @@ write returned it, or the id of an event.`,
 		Example: "  keyledger audit prove 17 > proof.json",
 	}
 	var event *string
-	cmd = p.command(cmd, func(ctx context.Context) error { return p.prove(ctx, *event) }, []string{"output"}, ledgerFlags)
+	cmd = p.command(cmd, func(ctx context.Context) error { return p.prove(ctx, *event) }, []string{"witness", "output"}, ledgerFlags)
 	event = argument(cmd, "EVENT")
 	return cmd
 }
 
 func (p *program) prove(ctx context.Context, event string) (err error) {
+	witnesses, err := p.witnesses()
+	if err != nil {
+		return err
+	}
 	a, err := p.openAudited(ctx, backing.Needs{})
 	if err != nil {
 		return err
@@ -44,7 +48,7 @@ func (p *program) prove(ctx context.Context, event string) (err error) {
 	if err != nil {
 		return err
 	}
-	proof, err := audit.Prove(ctx, a.pool, audit.NewLog(a.pool), lane, position)
+	proof, err := audit.Prove(ctx, a.pool, audit.NewLog(a.pool), lane, position, witnesses...)
 	if err != nil {
 		return err
 	}
@@ -86,7 +90,7 @@ nothing.`,
 		Example: "  keyledger audit check proof.json --key 3v0Y...=",
 	}
 	var file *string
-	cmd = p.command(cmd, func(context.Context) error { return p.checkProof(*file) }, []string{"key", "json"})
+	cmd = p.command(cmd, func(context.Context) error { return p.checkProof(*file) }, []string{"key", "witness", "json"})
 	file = argument(cmd, "FILE")
 	return cmd
 }
@@ -99,6 +103,10 @@ func (p *program) checkProof(file string) error {
 	if len(keys) == 0 {
 		return need("key", "KEYLEDGER_KEY")
 	}
+	witnesses, err := p.witnesses()
+	if err != nil {
+		return err
+	}
 	var bundle []byte
 	if file == "-" {
 		bundle, err = io.ReadAll(p.stdin)
@@ -108,7 +116,7 @@ func (p *program) checkProof(file string) error {
 	if err != nil {
 		return fmt.Errorf("read the proof: %w", err)
 	}
-	proven, err := audit.CheckProof(bundle, keys)
+	proven, err := audit.CheckProof(bundle, keys, witnesses...)
 	if err != nil {
 		if p.config.JSON {
 			return errors.Join(p.printJSON(map[string]any{"ok": false, "error": err.Error()}), errSaid)

@@ -29,7 +29,7 @@ when not. With --file it verifies an exported file alone.`,
 		Example: `  keyledger audit verify --checkpoint kept-elsewhere.note
   DATABASE_URL=postgres://... keyledger audit verify --key 3v0Y...= --json`,
 	}
-	return p.command(cmd, p.verifyAll, []string{"checkpoint", "key", "file", "archive", "skew", "json", "checkpoint-key"}, ledgerFlags, natsFlags)
+	return p.command(cmd, p.verifyAll, []string{"checkpoint", "key", "file", "witness", "archive", "skew", "json", "checkpoint-key"}, ledgerFlags, natsFlags)
 }
 
 func (p *program) verifyAll(ctx context.Context) error {
@@ -54,6 +54,10 @@ func (p *program) verifyFile(ctx context.Context, trusted []audit.Trusted) (*aud
 	if err != nil {
 		return nil, err
 	}
+	witnesses, err := p.witnesses()
+	if err != nil {
+		return nil, err
+	}
 	file, err := os.Open(p.config.File)
 	if err != nil {
 		return nil, fmt.Errorf("--file (KEYLEDGER_FILE): %w", err)
@@ -62,7 +66,7 @@ func (p *program) verifyFile(ctx context.Context, trusted []audit.Trusted) (*aud
 	update, finish := p.progress("verify")
 	defer finish()
 	return audit.VerifyFile(ctx, file, audit.Options{
-		Keys: keys, Trusted: trusted, Skew: p.config.Skew, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
+		Keys: keys, Trusted: trusted, Witnesses: witnesses, Skew: p.config.Skew, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
 	})
 }
 
@@ -77,9 +81,13 @@ func (p *program) verifyLedger(ctx context.Context, trusted []audit.Trusted) (re
 	if err != nil {
 		return nil, err
 	}
+	witnesses, err := p.witnesses()
+	if err != nil {
+		return nil, err
+	}
 	update, finish := p.progress("verify")
 	report, err = audit.VerifyDatabase(ctx, a.pool, audit.Options{
-		Keys: keys, Trusted: trusted, Archives: p.config.Archive, Skew: p.config.Skew, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
+		Keys: keys, Trusted: trusted, Witnesses: witnesses, Archives: p.config.Archive, Skew: p.config.Skew, Progress: func(_ domain.Lane, done, total domain.Position) { update(done, total) },
 	})
 	finish()
 	if err != nil {

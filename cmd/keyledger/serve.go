@@ -35,7 +35,7 @@ history has changed (a backup was restored) and the server is to be started agai
 	return p.command(cmd, p.runServer,
 		[]string{"listen", "bootstrap"}, ledgerFlags, []string{"database-wait", "database-connections", "migrate"}, natsFlags,
 		[]string{"jwt-secret", "jwks-url", "jwt-issuer", "jwt-audience", "jwt-roles"},
-		[]string{"key-prefix", "default-rate-limit", "verify-auth", "unknown-keys", "usage", "flush-interval", "checkpoint-key", "webhook-insecure"},
+		[]string{"key-prefix", "default-rate-limit", "verify-auth", "unknown-keys", "usage", "flush-interval", "checkpoint-key", "witness", "webhook-insecure"},
 		[]string{"lease", "stale", "max-stale"},
 		[]string{"tls-cert", "tls-key", "trusted-proxies", "drain-delay", "shutdown-timeout"})
 }

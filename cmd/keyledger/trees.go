@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 
@@ -63,6 +64,17 @@ func (n *node) startTrees(context.Context) error {
 			return err
 		}
 		n.parts.Go("tree "+string(lane), again(tree.Run))
+		for _, text := range n.config.Witness {
+			w, err := transparency.ParseWitness(text)
+			if err != nil {
+				return usageError{fmt.Errorf("--witness (KEYLEDGER_WITNESS): %w", err)}
+			}
+			cosigner, err := transparency.NewCosigner(transparency.CosignerOptions{Pool: n.pool, Lane: lane, Witness: w, Logger: n.logger, Registerer: n.registry})
+			if err != nil {
+				return err
+			}
+			n.parts.Go("witness of "+string(lane)+" "+w.Name, cosigner.Run)
+		}
 	}
 	return nil
 }

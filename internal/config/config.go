@@ -91,6 +91,10 @@ type Config struct {
 	// make webhooks can then reach whatever this server reaches.
 	WebhookInsecure bool `env:"KEYLEDGER_WEBHOOK_INSECURE" envDefault:"false"`
 
+	// Witnesses of the log, separated by commas: each is name+hash+key=URL, is sent every
+	// checkpoint, and cosigns it. Audits demand the cosignatures of those that are named, and need no URL.
+	Witness []string `env:"KEYLEDGER_WITNESS"`
+
 	// First word of new keys: bsk makes bsk_live_ and bsk_test_ keys.
 	KeyPrefix domain.KeyFormat `env:"KEYLEDGER_KEY_PREFIX" envDefault:"bsk"`
 	// Limit of a new key, in requests a minute, when none is asked for.

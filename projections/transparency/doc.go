@@ -24,4 +24,5 @@
 //	tiles.go       the arithmetic of tiles: growing them, reading hashes out of them
 //	checkpoint.go  signed notes, origins and keys
 //	reader.go      checkpoints, tiles, entries and proofs for those who ask
+//	witness.go     asks witnesses to cosign; cosignature.go verifies what they sign
 package transparency

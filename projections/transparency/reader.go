@@ -31,6 +31,29 @@ func (r *Reader) CheckpointFrom(ctx context.Context, lane domain.Lane, size doma
 	return r.note(ctx, `SELECT note FROM log_checkpoints WHERE lane = $1 AND size >= $2 ORDER BY epoch DESC, size LIMIT 1`, string(lane), int64(size))
 }
 
+// CheckpointCosigned gives the newest stored checkpoint of at least a size that all of
+// these witnesses have cosigned.
+func (r *Reader) CheckpointCosigned(ctx context.Context, lane domain.Lane, size domain.Position, witnesses []WitnessKey) ([]byte, error) {
+	rows, err := r.pool.Query(ctx, `SELECT note FROM log_checkpoints WHERE lane = $1 AND size >= $2 ORDER BY epoch DESC, size DESC`, string(lane), int64(size))
+	if err != nil {
+		return nil, eventstore.Wrap(err, "read the checkpoints")
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var note string
+		if err := rows.Scan(&note); err != nil {
+			return nil, eventstore.Wrap(err, "read the checkpoints")
+		}
+		if Missing([]byte(note), witnesses) == "" {
+			return []byte(note), nil
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, eventstore.Wrap(err, "read the checkpoints")
+	}
+	return nil, domain.Errorf(domain.CodeNotFound, "no checkpoint of at least size %d is cosigned by every witness yet", size)
+}
+
 func (r *Reader) note(ctx context.Context, query string, args ...any) ([]byte, error) {
 	var note string
 	err := r.pool.QueryRow(ctx, query, args...).Scan(&note)
