@@ -71,6 +71,9 @@ const (
 	Expired           Code = "EXPIRED"
 	InsufficientScope Code = "INSUFFICIENT_SCOPE"
 	RateLimited       Code = "RATE_LIMITED"
+	// ValidStale is how usage counts a use that was accepted beyond the lease. A verdict says
+	// Valid then, and Stale.
+	ValidStale Code = "VALID_STALE"
 )
 
 // Verdict is the answer to a [Question]. Of a key that is not found, only Code,
