@@ -21,6 +21,9 @@
 //	pipeline.go  hashing on all processors, in order again behind it
 //	database.go  a database as binary COPY gives it; copy.go splits that into rows
 //	file.go      the exported file: its lines; export.go writes and import.go loads it
-//	proof.go     proof bundles
+//	archive.go   parts of the usage lane that were detached to files
+//	fence.go     uses held against revocations and their fences
+//	proof.go     proof bundles, and where an event with an id stands
+//	trail.go     what happened in one organization, page by page
 //	state.go     the keys as they stood at a position, and what differs between two
 package audit

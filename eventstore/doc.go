@@ -22,5 +22,6 @@
 //	tail.go      what this process appended last, and who waits for more
 //	codec.go     events <-> bytes, the envelope
 //	keyring.go   data keys, sealing
+//	erase.go     what this process forgets of an erased organization
 //	errors.go    SQLSTATE -> the vocabulary of package domain
 package eventstore

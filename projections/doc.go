@@ -20,6 +20,7 @@
 //	follower.go     Run follows the log, CatchUp drives it in the caller's goroutine
 //	checkpoint.go   the compare-and-set
 //	rebuild.go      the fold beside the live one; compare.go and swap.go are its last steps
+//	state.go        the state of a fold as a number, at every thousandth position
 //	tables.go       tables made like others, and put in their place
 //	lag.go          how far behind, for Prometheus
 //
