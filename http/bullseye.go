@@ -115,12 +115,13 @@ func (s *Server) bullseyeRevoke(r *request) error {
 	if _, err := r.jsonBody(); err != nil { // nothing in it matters
 		return err
 	}
+	with := s.lastUse(r.ctx, p.organization, id)
 	done, err := s.revoke(r, p, id, "", false)
 	if err != nil {
 		return err
 	}
 	body := append(make([]byte, 0, 64+bullseyeKeyBytes), `{"success":true,"apiKey":`...)
-	body = appendBullseyeKey(body, s.lastUse(r, p, done.key))
+	body = appendBullseyeKey(body, with(done.key))
 	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
 	return nil
 }

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -104,12 +105,13 @@ func (s *Server) nativeRevoke(r *request) error {
 	if err != nil {
 		return err
 	}
+	with := s.lastUse(r.ctx, p.organization, id)
 	done, err := s.revoke(r, p, id, reason, later)
 	if err != nil {
 		return err
 	}
 	body = append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
-	body = appendNativeKey(body, s.lastUse(r, p, done.key), s.clock())
+	body = appendNativeKey(body, with(done.key), s.clock())
 	body = append(body, `,"changed":`...)
 	body = strconv.AppendBool(body, done.changed)
 	body = appendFence(body, &done)
@@ -131,16 +133,32 @@ func appendFence(dst []byte, done *revoked) []byte {
 	return strconv.AppendInt(dst, int64(len(done.fenced.Expired)), 10)
 }
 
-// lastUse adds to a key from the ledger what the list alone knows: its uses. What
-// was done stands whether or not the list can be asked now.
-func (s *Server) lastUse(r *request, p principal, key domain.Key) *domain.KeyView {
-	view, err := s.keys.Get(r.ctx, p.organization, key.ID, 0)
-	if err != nil {
-		view = domain.KeyView{}
+// lastUse asks for what the list alone knows of a key, its uses, while the ledger is
+// busy with it. What was done stands whether or not the list can be asked now.
+func (s *Server) lastUse(ctx context.Context, organization domain.OrganizationID, id domain.KeyID) (with func(domain.Key) *domain.KeyView) {
+	found := make(chan domain.KeyView, 1)
+	go func() {
+		view, err := s.keys.Get(ctx, organization, id, 0)
+		if err != nil {
+			view = domain.KeyView{}
+		}
+		found <- view
+	}()
+	return func(key domain.Key) *domain.KeyView {
+		var view domain.KeyView
+		timer := time.NewTimer(lastUseWithin)
+		defer timer.Stop()
+		select {
+		case view = <-found:
+		case <-timer.C:
+		}
+		view.Key = key
+		return &view
 	}
-	view.Key = key
-	return &view
 }
+
+// lastUseWithin is how much longer than for all else an answer waits for a key's uses.
+const lastUseWithin = 100 * time.Millisecond
 
 // readNativeCreation reads what a client says of a new key. Nothing is given away
 // by leaving it out: scopes must be named. A limit of null or 0 is none.
