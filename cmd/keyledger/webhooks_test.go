@@ -10,7 +10,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"keyledger/internal/servertest"
 )
@@ -68,5 +71,58 @@ func TestARevocationIsSentToAWebhook(t *testing.T) {
 	var event struct{ Type, Subject, ID string }
 	if err := json.Unmarshal(got.body, &event); err != nil || event.Type != "keyledger.key.revoked" || event.Subject != key.ID || event.ID != got.header.Get("webhook-id") {
 		t.Errorf("got %s (%v)", got.body, err)
+	}
+}
+
+// A server that is killed in the middle of a delivery comes back and delivers again, under the
+// same id, and what follows after it.
+func TestAKilledServerDeliversAgain(t *testing.T) {
+	t.Parallel()
+	ids, release := make(chan string, 100), make(chan struct{})
+	var hung atomic.Bool
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		hang := hung.CompareAndSwap(false, true)
+		ids <- r.Header.Get("webhook-id")
+		if hang {
+			<-release
+		}
+	}))
+	t.Cleanup(receiver.Close)
+	t.Cleanup(func() { close(release) })
+	options := servertest.Options{Args: []string{"--webhook-insecure"}}
+	server := servertest.Start(t, options)
+	admin := server.Bootstrap("org_abc123")
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL()+"/api/v1/organizations/org_abc123/webhooks", strings.NewReader(`{"url":"`+receiver.URL+`"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("X-API-Key", admin)
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil || response.StatusCode != http.StatusCreated {
+		t.Fatalf("%v %v", response, err)
+	}
+	_ = response.Body.Close()
+	server.Bootstrap("org_abc123", "--name", "one")
+	interrupted := <-ids
+	server.Kill()
+
+	options.DataDir = server.DataDir()
+	server = servertest.Start(t, options)
+	conn, err := pgx.Connect(t.Context(), server.Endpoints().DatabaseAdmin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	if _, err := conn.Exec(t.Context(), `UPDATE webhooks SET due_at = now()`); err != nil { // as if the claim had run out
+		t.Fatal(err)
+	}
+	if again := <-ids; again != interrupted {
+		t.Errorf("%s is delivered after %s was interrupted", again, interrupted)
+	}
+	server.Bootstrap("org_abc123", "--name", "two")
+	if next := <-ids; next == interrupted {
+		t.Error("it is delivered once more")
 	}
 }
