@@ -81,7 +81,7 @@ func (x *index) Verify(v domain.Verification) (domain.Verdict, error) {
 	}
 	verdict := domain.Verdict{
 		Outcome: k.Judge(v.Now, v.Required), Key: k.ID, Organization: k.Organization, Scopes: k.Scopes,
-		Limit: domain.Limit{PerMinute: k.RateLimit, Remaining: 42, Reset: v.Now.Add(30 * time.Second)},
+		Limit: domain.Limit{PerMinute: k.RateLimit, Remaining: 42, Next: v.Now.Add(30 * time.Second), Reset: v.Now.Add(30 * time.Second)},
 	}
 	if v.Digest == x.spent {
 		verdict.Outcome = domain.OutcomeRateLimited
