@@ -30,12 +30,16 @@ const (
 	// mostEvents and mostBytes bound what one statement applies. An event of the
 	// usage lane may name some thousand keys.
 	mostEvents = 1000
-	mostBytes  = 1 << 20
+	mostBytes  = 4 << 20
 	// How long Run waits before it tries again what failed.
 	firstBackOff = 50 * time.Millisecond
 	longBackOff  = 5 * time.Second
 	// How long Run lets events gather for the next statement.
 	gathering = 20 * time.Millisecond
+	// Uses gather for so many times what the last statement took, but not for longer than longGathering: the
+	// more of them there are, the more of them are of the same keys, and one row does for all.
+	gatheringOfUses = 4
+	longGathering   = 2 * time.Second
 	// How long Run leaves the field to a driver that was faster.
 	firstStepBack = 20 * time.Millisecond
 	longStepBack  = 320 * time.Millisecond
@@ -146,6 +150,7 @@ func (f *Follower) follow(ctx context.Context) error {
 			if err := f.take(ctx); err != nil {
 				return err
 			}
+			began := time.Now()
 			race, err := f.offer(ctx, batch)
 			f.giveBack()
 			switch {
@@ -156,7 +161,7 @@ func (f *Follower) follow(ctx context.Context) error {
 				// Whoever reads drives the projection as far as they need it, so nobody
 				// waits for this: under load it lets one statement do the work of many.
 				if len(batch) < mostEvents/2 {
-					if err := pause(ctx, gathering); err != nil {
+					if err := pause(ctx, f.gather(time.Since(began))); err != nil {
 						return err
 					}
 				}
@@ -180,6 +185,14 @@ func (f *Follower) follow(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// gather says how long to let events gather after a statement that took so long.
+func (f *Follower) gather(took time.Duration) time.Duration {
+	if f.projection.Lane() != domain.Usage {
+		return gathering
+	}
+	return min(max(gatheringOfUses*took, gathering), longGathering)
 }
 
 // CatchUp returns when the projection has reached a position, which the log must

@@ -313,7 +313,7 @@ func TestAStatementAppliesABoundedNumberOfBytes(t *testing.T) {
 	t.Parallel()
 	log := logtest.New(t)
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	uses := make([]domain.Use, 8000)
+	uses := make([]domain.Use, 32_000)
 	for i := range uses {
 		uses[i] = domain.Use{Key: domain.KeyID(logtest.NewID(t)), Count: 1, First: now, Last: now}
 	}
