@@ -151,6 +151,7 @@ type Server struct {
 	streams     *streams
 	// verifierStreams are apart: whoever reads events takes no verifier's place.
 	verifierStreams *streams
+	snapshots       *streams
 	draining        atomic.Bool
 	base            context.Context // every request's context descends from it
 	cancel          context.CancelFunc
@@ -205,9 +206,11 @@ func New(options Options) (*Server, error) {
 	s.base, s.cancel = context.WithCancel(context.Background())
 	s.streams = newStreams(s.base, mostStreams, mostStreamsOrganization)
 	s.verifierStreams = newStreams(s.base, mostVerifierStreams, mostVerifierStreams)
+	s.snapshots = newStreams(s.base, mostSnapshots, mostSnapshots)
 	err = errors.Join(
 		s.streams.register(options.Registerer, "keyledger_http_streams", "Streams of events that are open."),
-		s.verifierStreams.register(options.Registerer, "keyledger_http_verifiers", "Snapshots and changes that embedded verifiers read."))
+		s.verifierStreams.register(options.Registerer, "keyledger_http_verifiers", "Embedded verifiers that follow this server."),
+		s.snapshots.register(options.Registerer, "keyledger_http_snapshots", "Snapshots that embedded verifiers are loading."))
 	if err != nil {
 		return nil, fmt.Errorf("register the server's metrics: %w", err)
 	}
@@ -422,6 +425,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.streams.cancel()
 	s.verifierStreams.cancel()
+	s.snapshots.cancel()
 	s.connections.stop()
 	err := s.fiber.ShutdownWithContext(ctx)
 	s.cancel()

@@ -95,6 +95,7 @@ type keyFeed struct {
 	changes chan []byte
 	reports []wire.Report
 	left    chan struct{}
+	stuck   chan struct{} // not nil: snapshots wait for it
 }
 
 func (f *keyFeed) Snapshot(cursor string) (func(context.Context) ([]byte, error), func(), error) {
@@ -103,6 +104,9 @@ func (f *keyFeed) Snapshot(cursor string) (func(context.Context) ([]byte, error)
 	}
 	parts := [][]byte{[]byte("one "), []byte("two " + cursor)}
 	return func(context.Context) ([]byte, error) {
+		if f.stuck != nil {
+			<-f.stuck
+		}
 		if len(parts) == 0 {
 			return nil, io.EOF
 		}
@@ -248,6 +252,34 @@ func TestASnapshotIsHandedOnPartByPart(t *testing.T) {
 		t.Errorf("got %d %q", a.status, a.body)
 	}
 	a.has(t, "Content-Type", wire.MediaType).has(t, "Content-Encoding", "zstd")
+}
+
+func TestOnlySoManySnapshotsAreOnTheirWay(t *testing.T) {
+	t.Parallel()
+	s, _, f := startDesk(t)
+	f.stuck = make(chan struct{})
+	key := s.key(domain.SystemOrganization, domain.ScopeSystemVerify)
+	open := func() *nethttp.Response {
+		t.Helper()
+		request, err := nethttp.NewRequestWithContext(t.Context(), "GET", s.url+verifiers+"/snapshot", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("X-API-Key", key)
+		response, err := s.client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = response.Body.Close() })
+		return response
+	}
+	for n := range 17 {
+		r := open()
+		if want := map[bool]int{true: 200, false: 503}[n < 16]; r.StatusCode != want || want == 503 && r.Header.Get("Retry-After") == "" {
+			t.Errorf("snapshot %d: %d", n, r.StatusCode)
+		}
+	}
+	close(f.stuck)
 }
 
 func TestChangesAndAsksReachAVerifierAndNobodyElse(t *testing.T) {

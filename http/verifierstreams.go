@@ -17,6 +17,9 @@ const (
 	// mostVerifierStreams bounds the verifiers that follow one server. Each costs a
 	// connection and two goroutines.
 	mostVerifierStreams = 8192
+	// mostSnapshots bounds those that are on their way. Each costs some megabytes, and all
+	// of a processor that it can get; who comes later gets it sooner by waiting.
+	mostSnapshots = 16
 	// verifierAlive is between two signs of life. Who misses several reads elsewhere.
 	verifierAlive = time.Second
 )
@@ -35,7 +38,7 @@ func (s *Server) verifierSnapshot(r *request) error {
 		return err
 	}
 	r.set(fiber.HeaderContentEncoding, "zstd")
-	return s.answerStreamAmong(s.verifierStreams, r, wire.MediaType, domain.SystemOrganization, next, stop)
+	return s.answerStreamAmong(s.snapshots, r, wire.MediaType, domain.SystemOrganization, next, stop)
 }
 
 // verifierChanges answers GET /api/v1/verifiers/changes.
