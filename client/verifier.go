@@ -84,6 +84,7 @@ const (
 	leaveWithin   = 2 * time.Second
 	firstPause    = 50 * time.Millisecond
 	longPause     = 5 * time.Second
+	refusedPause  = time.Second
 	mostName      = 100
 	leastLease    = 10 * time.Millisecond
 	mostLease     = 10 * time.Minute

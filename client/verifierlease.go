@@ -97,7 +97,11 @@ func (v *Verifier) keepLease(ctx context.Context, x *index.Index) error {
 				v.logger.Warn("the lease cannot be renewed: the verifier answers nothing when it ends, until it is renewed", "lease", v.member.lease, "error", err)
 			}
 			failing = true
-			timer.Reset(every / 2)
+			if errors.Is(err, ErrUnavailable) {
+				timer.Reset(every / 2)
+			} else {
+				timer.Reset(max(every, refusedPause)) // such as a key that was revoked: asking more often does not help
+			}
 			continue
 		}
 		if failing {
