@@ -64,7 +64,7 @@ func (s *site) isolate(v isolated, rounds int) (last []time.Duration) {
 func TestAnIsolatedVerifierSaysYesNoLongerThanItsLease(t *testing.T) {
 	t.Parallel()
 	s := startSite(t, size{nodes: 2, brokers: 1, verifiers: 1})
-	n, v := s.nodes[1], s.embedded[0]
+	n, v := s.nodes[0], s.embedded[0] // which knows the other node
 	for _, which := range []isolated{
 		{s.doorOf(n.name + " verify"), append(links{n.database}, n.nats...)},
 		{s.doorOf(v.name), links{v.link}},
