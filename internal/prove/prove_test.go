@@ -13,7 +13,7 @@ const (
 	// durationVariable asks for the long version.
 	durationVariable = "KEYLEDGER_PROVE"
 
-	workers, fewWorkers = 16, 12
+	workers = 12
 )
 
 // No verification that starts after a revoke call has returned is accepted, whatever
@@ -21,13 +21,13 @@ const (
 func TestARevocationHoldsEverywhere(t *testing.T) {
 	t.Parallel()
 	lasts, of := 15*time.Second, size{nodes: 2, brokers: 1, verifiers: 1}
-	long, at := false, fewWorkers
+	long := false
 	if text, ok := os.LookupEnv(durationVariable); ok {
 		var err error
 		if lasts, err = time.ParseDuration(text); err != nil {
 			t.Fatalf("%s is no duration: %v", durationVariable, err)
 		}
-		long, at, of = true, workers, size{nodes: 3, brokers: 3, verifiers: 2}
+		long, of = true, size{nodes: 3, brokers: 3, verifiers: 2}
 	}
 	s := startSite(t, of)
 	c := newChaos(s)
@@ -41,7 +41,7 @@ func TestARevocationHoldsEverywhere(t *testing.T) {
 		c.run(stop)
 	}()
 	time.AfterFunc(lasts, func() { close(stop) })
-	p.run(at, math.MaxInt, stop)
+	p.run(workers, math.MaxInt, stop)
 	<-calm
 	r := p.report(lasts)
 	t.Log(r.String())
