@@ -18,7 +18,9 @@
 //     share. It takes no lock, but for one of many for a few instructions where
 //     a use is refused, or is a key's first one after a minute.
 //   - In one index a key with a limit of L a minute is accepted at most L times in any
-//     60 seconds: limit.go says how, and what that costs.
+//     60 seconds: limit.go says how, and what that costs. Indexes that were told of each other
+//     ([Index.Share]) keep limits together: share.go. A verification of a key that is used
+//     faster than the others hear of it then waits for them, 50 ms at most.
 //   - Every use of a known key is counted, whatever the outcome, until a [Collector] takes
 //     the count out. Counts are exact; the first and last moment may be those
 //     of a use that is collected the next time.
@@ -37,7 +39,7 @@
 //	slab.go       memory that grows by segments and never moves
 //	profile.go    what keys have in common; scopes.go their scopes
 //	lease.go      until when verdicts may be given
-//	limit.go      the limit in two words
+//	limit.go      the limit in two words; share.go limits of several nodes
 //	tally.go      what is remembered of a key in use; use.go counts, refusal.go the refused
 //	collect.go    how counts leave the index
 //	contents.go   how keys come, change and go

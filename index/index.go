@@ -95,7 +95,8 @@ func New(o Options) *Index {
 }
 
 // Verify gives the verdict on a presented key and counts the use. It allocates
-// nothing and asks nobody. The only error is CodeUnavailable, while nothing is
+// nothing and asks nobody; where nodes keep limits together, it may wait a moment until the others
+// have heard of a key's last uses (share.go). The only error is CodeUnavailable, while nothing is
 // known or no lease counts. The verdict's strings and scopes are shared with the index, which never
 // changes them.
 func (x *Index) Verify(v domain.Verification) (verdict domain.Verdict, err error) {
