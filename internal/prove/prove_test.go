@@ -13,7 +13,7 @@ const (
 	// durationVariable asks for the long version.
 	durationVariable = "KEYLEDGER_PROVE"
 
-	workers = 12
+	workers = 14
 )
 
 // No verification that starts after a revoke call has returned is accepted, whatever
