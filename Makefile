@@ -16,6 +16,8 @@ VULN  := bin/govulncheck-$(GOVULNCHECK_VERSION)
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PKG      ?= ./...
+# Tests that break servers on purpose have the machine for themselves: what they wait for is time.
+ALONE    := /internal/(faults|prove)$$
 FUZZTIME ?= 20s
 ROUNDS   ?= 100
 FOR      ?= 10m
@@ -58,7 +60,10 @@ clean: ## Remove what was built; the ledger in .keyledger stays
 
 .PHONY: test
 test: ## Run all tests, with the race detector, on real Postgres and NATS
-	$(GO) test -race -shuffle=on -timeout 10m $(PKG)
+	@packages=$$($(GO) list $(PKG)); \
+	beside=$$(grep -Ev '$(ALONE)' <<<"$$packages" || true); alone=$$(grep -E '$(ALONE)' <<<"$$packages" || true); \
+	if [[ -n "$$beside" ]]; then $(GO) test -race -shuffle=on -timeout 10m $$beside; fi; \
+	if [[ -n "$$alone" ]]; then $(GO) test -race -shuffle=on -timeout 10m -p 1 $$alone; fi
 
 .PHONY: soak
 soak: ## Run the tests that repeat faults ROUNDS times (100) instead of a few

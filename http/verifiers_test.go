@@ -274,7 +274,7 @@ func TestOnlySoManySnapshotsAreOnTheirWay(t *testing.T) {
 		return response
 	}
 	for n := range 17 {
-		r := open()
+		r := open() //nolint:bodyclose // closed when the test ends
 		if want := map[bool]int{true: 200, false: 503}[n < 16]; r.StatusCode != want || want == 503 && r.Header.Get("Retry-After") == "" {
 			t.Errorf("snapshot %d: %d", n, r.StatusCode)
 		}
