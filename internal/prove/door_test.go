@@ -96,6 +96,8 @@ func verdictOf(status int, body []byte) answer {
 		return accepted
 	case verdict.Code == "REVOKED":
 		return revoked
+	case verdict.Code == "RATE_LIMITED": // what it would say otherwise is not known
+		return silent
 	}
 	return refused
 }

@@ -56,7 +56,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 					slow.nats.each((*link).heal)
 				}
 			}
-			const most = 8
+			const most = 12
 			found := func() (found *violation) {
 				for i, v := range p.violations {
 					if strings.HasPrefix(v.door, test.want) {
@@ -67,7 +67,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 			}
 			trials := most
 			if test.want == "" {
-				trials = most / 4
+				trials = most / 6
 			}
 			for p.trials < trials && found() == nil {
 				p.trial(nil)

@@ -128,6 +128,8 @@ func (s *site) newNode(i int) *node {
 			"KEYLEDGER_JWT_SECRET=a secret of all nodes, for their tokens", "KEYLEDGER_MIGRATE=false",
 			// Keys that a node does not know yet are asked for often: each as if from elsewhere.
 			"KEYLEDGER_TRUSTED_PROXIES=127.0.0.0/8",
+			// A key that is over its limit would be refused for that.
+			"KEYLEDGER_DEFAULT_RATE_LIMIT=100000000",
 		}, s.size.env...),
 	}
 	n.launch()
