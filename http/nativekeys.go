@@ -123,7 +123,8 @@ func (s *Server) nativeRevoke(r *request) error {
 func appendFence(dst []byte, done *revoked) []byte {
 	if !done.by.IsZero() {
 		dst = append(dst, `,"fenced":false,"fenceBy":"`...)
-		return append(done.by.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000Z07:00"), '"')
+		// Rounded up: it holds by then.
+		return append(done.by.UTC().Add(time.Millisecond-1).AppendFormat(dst, "2006-01-02T15:04:05.000Z07:00"), '"')
 	}
 	dst = append(dst, `,"fenced":true,"waitedMs":`...)
 	dst = strconv.AppendInt(dst, done.fenced.Waited.Milliseconds(), 10)
