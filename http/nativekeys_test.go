@@ -293,7 +293,7 @@ func TestARevocationTellsHowItCameToHoldEverywhere(t *testing.T) {
 	}
 	later := path()
 	a := s.ask("DELETE", later, admin, "Prefer: wait=1, Respond-Async; x=y")
-	tail(a, 202, `},"changed":true,"fenced":false,"fenceBy":"2026-01-15T10:00:07.123Z"}`)
+	tail(a, 202, `},"changed":true,"fenced":false,"fenceBy":"2026-01-15T10:00:07.124Z"}`)
 	a.has(t, "Preference-Applied", "respond-async").has(t, "X-Keyledger-Position", "3:lifecycle:5")
 	if position := <-f.ended; position != 5 {
 		t.Errorf("the fence ended at %d", position)
