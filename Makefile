@@ -17,7 +17,7 @@ VULN  := bin/govulncheck-$(GOVULNCHECK_VERSION)
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PKG      ?= ./...
 # The proof of revocation has the machine for itself: leases that lapse because it is busy prove nothing.
-ALONE    := /internal/prove$$$$
+ALONE    := /internal/prove$$
 FUZZTIME ?= 20s
 ROUNDS   ?= 100
 FOR      ?= 10m
