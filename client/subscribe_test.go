@@ -282,6 +282,19 @@ func TestTwoProcessesUnderOneNameNoticeEachOther(t *testing.T) {
 	h.write(2)
 	one := h.subscribe(client.SubscribeOptions{Name: "test", Store: client.KVStore(bucket)})
 	one.expect(1, 2)
+	// The second begins where the first has kept that it is: that may come a moment after its handler.
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for {
+		at, err := client.KVStore(bucket).Load(t.Context(), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at.Position == 2 {
+			break
+		}
+		<-poll.C
+	}
 	two := h.subscribe(client.SubscribeOptions{Name: "test", Store: client.KVStore(bucket)})
 	h.write(1)
 	two.expect(3)
