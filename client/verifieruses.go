@@ -1,8 +1,6 @@
 package client
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -10,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"keyledger/domain"
 	"keyledger/index"
 	"keyledger/index/wire"
 )
@@ -97,7 +94,7 @@ func (r *reporter) flush(ctx context.Context) error {
 
 // send reports what was collected. What it returns an error for stays to be sent.
 func (r *reporter) send(ctx context.Context) error {
-	slices.SortFunc(r.uses[r.sent:], byOrganization)
+	slices.SortFunc(r.uses[r.sent:], index.ByOrganization)
 	for {
 		if len(r.report.Uses) == 0 {
 			if r.sent == len(r.uses) {
@@ -121,17 +118,6 @@ func (r *reporter) send(ctx context.Context) error {
 	}
 }
 
-// byOrganization puts the uses of an organization, and of neighbouring keys, next to each other.
-func byOrganization(l, r index.Counted) int {
-	if c := cmp.Compare(l.Organization, r.Organization); c != 0 {
-		return c
-	}
-	if c := bytes.Compare(l.Key[:], r.Key[:]); c != 0 {
-		return c
-	}
-	return cmp.Compare(l.Outcome, r.Outcome)
-}
-
 // cut moves uses into the next report.
 func (r *reporter) cut() {
 	r.report.Expected = r.version
@@ -143,10 +129,7 @@ func (r *reporter) cut() {
 				return
 			}
 		}
-		r.report.Uses = append(r.report.Uses, domain.Use{
-			Key: u.Key, Outcome: u.Outcome, Count: u.Count,
-			First: time.UnixMilli(u.First).UTC(), Last: time.UnixMilli(u.Last).UTC(), DecidedAt: u.Decided,
-		})
+		r.report.Uses = append(r.report.Uses, u.Use())
 		r.sent++
 	}
 }

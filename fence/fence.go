@@ -211,12 +211,8 @@ const (
 // read lists who may hold a lease, as they stand after the call, and tries until it can.
 func (f *Fence) read(ctx context.Context) ([]member, error) {
 	for pause := firstPause; ; pause = min(2*pause, mostPause) {
-		members, err := f.registry.after(ctx)
+		members, err := f.look(ctx)
 		if err == nil {
-			f.mu.Lock()
-			f.members = members
-			f.forget()
-			f.mu.Unlock()
 			return members, nil
 		}
 		if domain.CodeOf(err) != domain.CodeUnavailable {
@@ -228,6 +224,19 @@ func (f *Fence) read(ctx context.Context) ([]member, error) {
 			return nil, unknown(err)
 		}
 	}
+}
+
+// look lists them once, and remembers.
+func (f *Fence) look(ctx context.Context) ([]member, error) {
+	members, err := f.registry.after(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.members = members
+	f.forget()
+	return members, nil
 }
 
 func unknown(err error) error {

@@ -24,7 +24,7 @@ func (f *Fence) reapOthers(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		members, err := f.registry.after(ctx)
+		members, err := f.look(ctx)
 		if err != nil {
 			clear(seen) // what was not looked at may have been renewed
 			continue
@@ -49,8 +49,5 @@ func (f *Fence) reapOthers(ctx context.Context) {
 				delete(seen, id)
 			}
 		}
-		f.mu.Lock()
-		f.members = members
-		f.mu.Unlock()
 	}
 }

@@ -119,12 +119,7 @@ var auditTypes = []string{
 func (s *Server) auditQuery(r *request, organization domain.OrganizationID) (AuditQuery, error) {
 	q := AuditQuery{Organization: organization, Most: defaultPage}
 	for name, read := range map[string]func(text string) error{
-		"limit": func(text string) (err error) {
-			if q.Most, err = strconv.Atoi(text); err != nil || q.Most < 1 || q.Most > mostPage || text[0] == '+' {
-				return domain.Invalid("limit", "must be an integer from 1 to %d", mostPage)
-			}
-			return nil
-		},
+		"limit": func(text string) (err error) { q.Most, err = pageLimit(text); return err },
 		"cursor": func(text string) error {
 			token, err := domain.ParseToken(text)
 			if err != nil || token.Lane != domain.Lifecycle || token.Epoch != s.options.Epoch || token.Position == 0 {

@@ -79,23 +79,11 @@ func (s *Server) bullseyeList(r *request) error {
 }
 
 func (s *Server) bullseyeCreate(r *request) error {
-	p, err := s.admit(r, domain.ScopeAdmin, false)
+	made, err := s.createAsked(r, readBullseyeCreation)
 	if err != nil {
 		return err
 	}
-	body, err := r.jsonBody()
-	if err != nil {
-		return err
-	}
-	c, err := readBullseyeCreation(body)
-	if err != nil {
-		return err
-	}
-	made, err := s.create(r, p, c)
-	if err != nil {
-		return err
-	}
-	body = append(make([]byte, 0, 128+bullseyeKeyBytes), `{"apiKey":`...)
+	body := append(make([]byte, 0, 128+bullseyeKeyBytes), `{"apiKey":`...)
 	body = appendBullseyeKey(body, &domain.KeyView{Key: made.key})
 	body = append(body, `,"plainKey":`...)
 	body = appendTextOrNull(body, made.secret.Reveal())

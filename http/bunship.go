@@ -117,24 +117,12 @@ func (s *Server) bunshipList(r *request) error {
 }
 
 func (s *Server) bunshipCreate(r *request) error {
-	p, err := s.admit(r, domain.ScopeAdmin, false)
-	if err != nil {
-		return err
-	}
-	body, err := r.jsonBody()
-	if err != nil {
-		return err
-	}
-	c, err := readBunshipCreation(body)
-	if err != nil {
-		return err
-	}
-	made, err := s.create(r, p, c)
+	made, err := s.createAsked(r, readBunshipCreation)
 	if err != nil {
 		return err
 	}
 	k := &made.key
-	body = append(make([]byte, 0, 512), `{"success":true,"data":{"id":`...)
+	body := append(make([]byte, 0, 512), `{"success":true,"data":{"id":`...)
 	body = appendKeyID(body, k.ID)
 	body = append(body, `,"name":`...)
 	body = appendTextOrNull(body, k.Name)

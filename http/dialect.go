@@ -68,20 +68,25 @@ func readCreation(body []byte, known []string) (creationFields, error) {
 		if null || err != nil {
 			return err
 		}
-		switch name {
-		case "name":
-			f.name, err = d.text(name)
-			f.named = true
-		case "scopes":
-			f.scopes, err = d.texts(name)
-		case "rateLimit":
-			f.rateLimit, err = d.integer(name, domain.MostRateLimit)
-		case "expiresAt":
-			f.expiresAt, err = d.moment(name)
-		}
-		return err
+		return f.read(d, name)
 	})
 	return f, err
+}
+
+// read reads a member that is not null.
+func (f *creationFields) read(d *decoder, name string) (err error) {
+	switch name {
+	case "name":
+		f.name, err = d.text(name)
+		f.named = true
+	case "scopes":
+		f.scopes, err = d.texts(name)
+	case "rateLimit":
+		f.rateLimit, err = d.integer(name, domain.MostRateLimit)
+	case "expiresAt":
+		f.expiresAt, err = d.moment(name)
+	}
+	return err
 }
 
 // check turns the fields into what a key can be made of.

@@ -198,8 +198,8 @@ func (s *Server) readEventQuery(r *request, q *EventQuery, format string) (given
 	if text, asked, err := r.query("limit"); err != nil {
 		return false, err
 	} else if asked {
-		if q.Most, err = strconv.Atoi(text); err != nil || q.Most < 1 || q.Most > mostPage || text[0] == '+' {
-			return false, domain.Invalid("limit", "must be an integer from 1 to %d", mostPage)
+		if q.Most, err = pageLimit(text); err != nil {
+			return false, err
 		}
 	}
 	field := "after"

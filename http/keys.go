@@ -50,6 +50,23 @@ type created struct {
 	secret domain.Secret
 }
 
+// createAsked makes the key that a request asks for, in its dialect's words.
+func (s *Server) createAsked(r *request, read func(body []byte) (creation, error)) (created, error) {
+	p, err := s.admit(r, domain.ScopeAdmin, false)
+	if err != nil {
+		return created{}, err
+	}
+	body, err := r.jsonBody()
+	if err != nil {
+		return created{}, err
+	}
+	c, err := read(body)
+	if err != nil {
+		return created{}, err
+	}
+	return s.create(r, p, c)
+}
+
 // create makes a key in the organization of the path.
 func (s *Server) create(r *request, p principal, c creation) (created, error) {
 	now := s.now()
@@ -185,6 +202,15 @@ type page struct {
 	before domain.KeyID
 }
 
+// pageLimit reads how much a client wants on a page.
+func pageLimit(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > mostPage || text[0] == '+' {
+		return 0, domain.Invalid("limit", "must be an integer from 1 to %d", mostPage)
+	}
+	return n, nil
+}
+
 func (s *Server) page(r *request, organization domain.OrganizationID) (page, error) {
 	var p page
 	limit, given, err := r.query("limit")
@@ -192,8 +218,8 @@ func (s *Server) page(r *request, organization domain.OrganizationID) (page, err
 		return page{}, err
 	}
 	if given {
-		if p.limit, err = strconv.Atoi(limit); err != nil || p.limit < 1 || p.limit > mostPage || limit[0] == '+' {
-			return page{}, domain.Invalid("limit", "must be an integer from 1 to %d", mostPage)
+		if p.limit, err = pageLimit(limit); err != nil {
+			return page{}, err
 		}
 	}
 	cursor, given, err := r.query("cursor")

@@ -48,23 +48,11 @@ func (s *Server) nativeList(r *request) error {
 }
 
 func (s *Server) nativeCreate(r *request) error {
-	p, err := s.admit(r, domain.ScopeAdmin, false)
+	made, err := s.createAsked(r, readNativeCreation)
 	if err != nil {
 		return err
 	}
-	body, err := r.jsonBody()
-	if err != nil {
-		return err
-	}
-	c, err := readNativeCreation(body)
-	if err != nil {
-		return err
-	}
-	made, err := s.create(r, p, c)
-	if err != nil {
-		return err
-	}
-	body = append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
+	body := append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
 	body = appendNativeKey(body, &domain.KeyView{Key: made.key}, s.clock())
 	body = append(body, `,"secret":`...)
 	body = appendTextOrNull(body, made.secret.Reveal())
@@ -178,20 +166,15 @@ func readNativeCreation(body []byte) (creation, error) {
 			return nil
 		}
 		switch name {
-		case "name":
-			f.name, err = d.text(name)
-			f.named = true
-		case "scopes":
-			f.scopes, err = d.texts(name)
 		case "rateLimit":
 			f.rateLimit, err = d.number(name, domain.MostRateLimit)
 			c.unlimited = f.rateLimit == 0
-		case "expiresAt":
-			f.expiresAt, err = d.moment(name)
+			return err
 		case "environment":
 			c.test, err = d.environment(name)
+			return err
 		}
-		return err
+		return f.read(d, name)
 	})
 	if err != nil {
 		return creation{}, err

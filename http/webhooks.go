@@ -49,25 +49,26 @@ func (s *Server) webhookRoutes() []*route {
 			return handle(r, p)
 		}}
 	}
+	of := func(method, pattern string, handle func(*request, principal, domain.WebhookID) error) *route {
+		return on(method, pattern, func(r *request, p principal) error {
+			id, err := domain.ParseWebhookID(r.param("webhook"))
+			if err != nil {
+				return domain.Errorf(domain.CodeNotFound, "no such webhook")
+			}
+			return handle(r, p, id)
+		})
+	}
 	return []*route{
 		on(fiber.MethodGet, webhooksPath, s.listWebhooks),
 		on(fiber.MethodPost, webhooksPath, s.createWebhook),
-		on(fiber.MethodGet, one, s.getWebhook),
-		on(fiber.MethodPatch, one, s.changeWebhook),
-		on(fiber.MethodDelete, one, s.removeWebhook),
-		on(fiber.MethodPost, one+"/rotate", s.rotateWebhook),
-		on(fiber.MethodPost, one+"/replay", s.replayWebhook),
-		on(fiber.MethodGet, one+"/dead-letters", s.listDeadLetters),
-		on(fiber.MethodPost, one+"/dead-letters/:position/redeliver", s.redeliver),
+		of(fiber.MethodGet, one, s.getWebhook),
+		of(fiber.MethodPatch, one, s.changeWebhook),
+		of(fiber.MethodDelete, one, s.removeWebhook),
+		of(fiber.MethodPost, one+"/rotate", s.rotateWebhook),
+		of(fiber.MethodPost, one+"/replay", s.replayWebhook),
+		of(fiber.MethodGet, one+"/dead-letters", s.listDeadLetters),
+		of(fiber.MethodPost, one+"/dead-letters/:position/redeliver", s.redeliver),
 	}
-}
-
-func (r *request) webhook() (domain.WebhookID, error) {
-	id, err := domain.ParseWebhookID(r.param("webhook"))
-	if err != nil {
-		return id, domain.Errorf(domain.CodeNotFound, "no such webhook")
-	}
-	return id, nil
 }
 
 // noteWebhook says in the server's log who changed what: webhooks are settings, and no part of the ledger.
@@ -107,11 +108,7 @@ func (s *Server) createWebhook(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) getWebhook(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) getWebhook(r *request, p principal, id domain.WebhookID) error {
 	found, err := s.options.Webhooks.Get(r.ctx, p.organization, id)
 	if err != nil {
 		return err
@@ -120,11 +117,7 @@ func (s *Server) getWebhook(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) changeWebhook(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) changeWebhook(r *request, p principal, id domain.WebhookID) error {
 	change, err := r.webhookChange()
 	if err != nil {
 		return err
@@ -138,11 +131,7 @@ func (s *Server) changeWebhook(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) removeWebhook(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) removeWebhook(r *request, p principal, id domain.WebhookID) error {
 	if err := s.options.Webhooks.Remove(r.ctx, p.organization, id); err != nil {
 		return err
 	}
@@ -151,11 +140,7 @@ func (s *Server) removeWebhook(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) rotateWebhook(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) rotateWebhook(r *request, p principal, id domain.WebhookID) error {
 	body, err := r.jsonBody()
 	if err != nil {
 		return err
@@ -180,11 +165,7 @@ func (s *Server) rotateWebhook(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) replayWebhook(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) replayWebhook(r *request, p principal, id domain.WebhookID) error {
 	body, err := r.jsonBody()
 	if err != nil {
 		return err
@@ -220,17 +201,13 @@ func (s *Server) replayWebhook(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) listDeadLetters(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) listDeadLetters(r *request, p principal, id domain.WebhookID) error {
 	limit, before := defaultPage, domain.Position(0)
 	if text, given, err := r.query("limit"); err != nil {
 		return err
 	} else if given {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > mostPage || text[0] == '+' {
-			return domain.Invalid("limit", "must be an integer from 1 to %d", mostPage)
+		if limit, err = pageLimit(text); err != nil {
+			return err
 		}
 	}
 	if text, given, err := r.query("before"); err != nil {
@@ -267,11 +244,7 @@ func (s *Server) listDeadLetters(r *request, p principal) error {
 	return nil
 }
 
-func (s *Server) redeliver(r *request, p principal) error {
-	id, err := r.webhook()
-	if err != nil {
-		return err
-	}
+func (s *Server) redeliver(r *request, p principal, id domain.WebhookID) error {
 	position, err := strconv.ParseUint(r.param("position"), 10, 62)
 	if err != nil || position == 0 {
 		return domain.Errorf(domain.CodeNotFound, "no such dead letter")

@@ -1,6 +1,8 @@
 package index
 
 import (
+	"bytes"
+	"cmp"
 	"slices"
 	"time"
 
@@ -15,6 +17,26 @@ type Counted struct {
 	Count        uint64
 	First, Last  int64 // Unix milliseconds
 	Decided      domain.Position
+}
+
+// Use is the count as events and reports have it.
+func (c *Counted) Use() domain.Use {
+	return domain.Use{
+		Key: c.Key, Outcome: c.Outcome, Count: c.Count,
+		First: time.UnixMilli(c.First).UTC(), Last: time.UnixMilli(c.Last).UTC(), DecidedAt: c.Decided,
+	}
+}
+
+// ByOrganization is an order for slices.SortFunc: the uses of an organization are next to each
+// other, and within it those of neighbouring keys, which is how a projection likes to find them.
+func ByOrganization(l, r Counted) int {
+	if c := cmp.Compare(l.Organization, r.Organization); c != 0 {
+		return c
+	}
+	if c := bytes.Compare(l.Key[:], r.Key[:]); c != 0 {
+		return c
+	}
+	return cmp.Compare(l.Outcome, r.Outcome)
 }
 
 // Place is where a use was counted.

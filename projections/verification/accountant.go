@@ -1,8 +1,6 @@
 package verification
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -316,7 +314,7 @@ func (a *Accountant) collectDurable(ctx context.Context, durable []index.Place) 
 
 // send records what was collected. What it returns an error for stays to be sent.
 func (a *Accountant) send(ctx context.Context) error {
-	slices.SortFunc(a.uses[a.sent:], byOrganization)
+	slices.SortFunc(a.uses[a.sent:], index.ByOrganization)
 	for {
 		if len(a.flush.Events) == 0 {
 			if a.sent == len(a.uses) {
@@ -335,18 +333,6 @@ func (a *Accountant) send(ctx context.Context) error {
 	}
 }
 
-// byOrganization puts an event's uses next to each other, and within it those of
-// neighbouring keys, which is how a projection likes to find them.
-func byOrganization(l, r index.Counted) int {
-	if c := cmp.Compare(l.Organization, r.Organization); c != 0 {
-		return c
-	}
-	if c := bytes.Compare(l.Key[:], r.Key[:]); c != 0 {
-		return c
-	}
-	return cmp.Compare(l.Outcome, r.Outcome)
-}
-
 // cut moves uses into the next flush: an event for each organization, or several
 // where there are very many.
 func (a *Accountant) cut() {
@@ -361,10 +347,7 @@ func (a *Accountant) cut() {
 			a.flush.Events = append(a.flush.Events, domain.KeyUsed{Organization: u.Organization, Boot: a.flush.Boot, Flush: a.flush.Flush, At: now})
 			event = &a.flush.Events[len(a.flush.Events)-1]
 		}
-		event.Uses = append(event.Uses, domain.Use{
-			Key: u.Key, Outcome: u.Outcome, Count: u.Count,
-			First: time.UnixMilli(u.First).UTC(), Last: time.UnixMilli(u.Last).UTC(), DecidedAt: u.Decided,
-		})
+		event.Uses = append(event.Uses, u.Use())
 		a.sent++
 	}
 }
