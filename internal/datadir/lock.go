@@ -72,7 +72,10 @@ func (l *Lock) Release() error {
 	file := l.file
 	l.file = nil
 	_ = file.Truncate(0)
-	if err := file.Close(); err != nil {
+	// Unlocked by name and not by closing alone: a process that another goroutine
+	// is just starting has a copy of the descriptor from its fork until its exec,
+	// and an flock lives until the last copy is closed.
+	if err := errors.Join(flock(file, syscall.LOCK_UN), file.Close()); err != nil {
 		return fmt.Errorf("release the lock: %w", err)
 	}
 	return nil
@@ -95,6 +98,8 @@ func holder(dir string) (pid int, held bool, err error) {
 	if err != nil {
 		return 0, false, fmt.Errorf("look at the lock of %s: %w", dir, err)
 	}
+	// By name, as in Release: nobody is to wait for a look.
+	_ = flock(file, syscall.LOCK_UN)
 	return 0, false, nil
 }
 
