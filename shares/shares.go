@@ -2,10 +2,13 @@ package shares
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"keyledger/domain"
 	"keyledger/index"
@@ -37,9 +40,10 @@ type Options struct {
 	Index     Index
 	Transport Transport
 	// Members are the nodes that may verify, this one included once it has joined.
-	Members func(context.Context) ([]domain.ID, error)
-	Logger  *slog.Logger     // nil: none
-	Clock   func() time.Time // nil: time.Now
+	Members    func(context.Context) ([]domain.ID, error)
+	Logger     *slog.Logger          // nil: none
+	Clock      func() time.Time      // nil: time.Now
+	Registerer prometheus.Registerer // nil: no metrics
 }
 
 const (
@@ -75,6 +79,8 @@ type Shares struct {
 	asked   []index.Spent
 	answers map[domain.ID]bool // nil: no round is under way
 	reached uint32
+	agreed  uint64 // rounds
+	givenUp uint64
 }
 
 type peer struct {
@@ -86,7 +92,7 @@ type peer struct {
 }
 
 // New makes the shares of an index, which is limited to a chunk of every key until Run knows who the others are.
-func New(o Options) *Shares {
+func New(o Options) (*Shares, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -94,8 +100,13 @@ func New(o Options) *Shares {
 		o.Clock = time.Now
 	}
 	s := &Shares{o: o, due: make(chan struct{}, 1), ended: make(chan struct{}, 1), peers: map[domain.ID]*peer{}, sharing: true, open: true}
+	if o.Registerer != nil {
+		if err := o.Registerer.Register(metrics{s}); err != nil {
+			return nil, fmt.Errorf("register the metrics of shares: %w", err)
+		}
+	}
 	o.Index.Share(2, 2, s.wake)
-	return s
+	return s, nil
 }
 
 func (s *Shares) wake() {
@@ -285,6 +296,7 @@ func (s *Shares) giveUp() {
 	s.mu.Lock()
 	if s.answers != nil {
 		s.answers = nil
+		s.givenUp++
 		s.o.Index.GaveUp()
 	}
 	s.mu.Unlock()
@@ -302,6 +314,7 @@ func (s *Shares) complete() {
 		}
 	}
 	s.answers = nil
+	s.agreed++
 	s.o.Index.Agreed(s.asked)
 	select {
 	case s.ended <- struct{}{}:

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"keyledger/domain"
 	"keyledger/index"
 	"keyledger/internal/testkit"
@@ -42,6 +44,8 @@ type node struct {
 	shares *shares.Shares
 	line   *publisher.Shares
 	heard  []atomic.Int64 // that others are there
+
+	metrics *prometheus.Registry
 }
 
 func (c *cluster) clock() time.Time { return time.Unix(0, c.now.Load()) }
@@ -75,11 +79,18 @@ func start(t testing.TB, nodes int, limits ...uint32) *cluster {
 				t.Fatal(err)
 			}
 		}
-		node := &node{c: c, n: n, id: ids[n], index: x, line: publisher.NewShares(broker.Conn, domain.ID{9}, 1, testkit.Logger(t)), heard: make([]atomic.Int64, nodes)}
-		node.shares = shares.New(shares.Options{
-			ID: ids[n], Index: x, Transport: node, Clock: c.clock, Logger: testkit.Logger(t),
+		node := &node{
+			c: c, n: n, id: ids[n], index: x, line: publisher.NewShares(broker.Conn, domain.ID{9}, 1, testkit.Logger(t)),
+			heard: make([]atomic.Int64, nodes), metrics: prometheus.NewRegistry(),
+		}
+		var err error
+		node.shares, err = shares.New(shares.Options{
+			ID: ids[n], Index: x, Transport: node, Clock: c.clock, Logger: testkit.Logger(t), Registerer: node.metrics,
 			Members: func(context.Context) ([]domain.ID, error) { return ids, nil },
 		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		running.Go(func() {
 			if err := node.shares.Run(ctx); err != nil {
 				t.Error(err)
@@ -106,6 +117,24 @@ func await(t testing.TB, yes func() bool) {
 			t.Fatal("it does not come")
 		}
 	}
+}
+
+// metric is what the node publishes by a name, and with a result if that is not empty.
+func (n *node) metric(name, result string) float64 {
+	n.c.t.Helper()
+	families, err := n.metrics.Gather()
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			if family.GetName() == name && (result == "" || m.GetLabel()[0].GetValue() == result) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	n.c.t.Fatalf("there is no %s", name)
+	return 0
 }
 
 func (n *node) Publish(message []byte)            { n.line.Publish(message) }
@@ -295,7 +324,15 @@ func TestWhoIsCutOffGoesOnWithItsPart(t *testing.T) {
 			t.Errorf("node %d accepted %d", node, n)
 		}
 	}
+	// Who looks after the nodes sees it.
+	await(t, func() bool { return c.nodes[2].metric("keyledger_share_rounds_total", "given_up") > 0 })
 	c.pass(2 * shares.Forgotten)
+	for node, reached := range []float64{2, 2, 1} {
+		n := c.nodes[node]
+		if nodes, got := n.metric("keyledger_share_nodes", ""), n.metric("keyledger_share_nodes_reached", ""); nodes != 3 || got != reached {
+			t.Errorf("node %d says that it reaches %v of %v nodes", node, got, nodes)
+		}
+	}
 	c.useUp(2, 0, limit/3)
 	if n := c.use(2, 0, 100); n != 0 {
 		t.Errorf("the node that is cut off accepted %d more", n)

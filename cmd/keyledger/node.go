@@ -309,9 +309,13 @@ func (n *node) startFence(ctx context.Context) error {
 		pool.Close()
 		return err
 	}
-	n.shares = shares.New(shares.Options{
-		ID: n.boot, Index: n.index, Transport: publisher.NewShares(n.conn, ledger, epoch, n.logger), Members: n.fence.Nodes, Logger: n.logger,
+	n.shares, err = shares.New(shares.Options{
+		ID: n.boot, Index: n.index, Transport: publisher.NewShares(n.conn, ledger, epoch, n.logger), Members: n.fence.Nodes, Logger: n.logger, Registerer: n.registry,
 	})
+	if err != nil {
+		pool.Close()
+		return err
+	}
 	n.parts.Go("fence", func(ctx context.Context) error {
 		defer pool.Close()
 		return n.fence.Run(ctx)
