@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -20,6 +19,7 @@ import (
 
 	"keyledger/client"
 	"keyledger/internal/servertest"
+	"keyledger/internal/testkit"
 )
 
 const acme = client.OrganizationID("org_abc123")
@@ -511,12 +511,7 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 
 func TestWhatSaysNothingOfAKeyIsNoVerdict(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	away := "http://" + listener.Addr().String()
-	_ = listener.Close()
+	away := fmt.Sprintf("http://127.0.0.1:%d", testkit.Port(t)) // where nobody is
 	if v, err := clientOf(t, away, "", client.WithAttempts(1)).Verify(t.Context(), client.Question{Key: "x"}); !errors.Is(err, client.ErrUnavailable) || v.Valid || v.Code != "" {
 		t.Errorf("got %+v, %v", v, err)
 	}

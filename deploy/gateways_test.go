@@ -24,6 +24,7 @@ import (
 
 	"keyledger/domain"
 	keyhttp "keyledger/http"
+	"keyledger/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -112,7 +113,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{gateway: freeAddress(t)}
+	s := &site{gateway: fmt.Sprintf("127.0.0.1:%d", testkit.Port(t))}
 	application := httptest.NewServer(nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -147,16 +148,6 @@ func newSite(t *testing.T) *site {
 	})
 	t.Cleanup(s.stop)
 	return s
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = listener.Close() }()
-	return listener.Addr().String()
 }
 
 // configuration reads a configuration of this folder, with this site's addresses.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	"keyledger/domain"
 	"keyledger/internal/natsserver"
+	"keyledger/internal/testkit"
 	"keyledger/publisher"
 )
 
@@ -78,35 +78,23 @@ func (n *node) url() string {
 
 func startCluster(t *testing.T) []*node {
 	t.Helper()
-	ports := freePorts(t, 6)
+	var ports, routePorts [3]int
 	var routes []string
-	for _, port := range ports[3:] {
-		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", port))
+	for i := range ports {
+		ports[i], routePorts[i] = testkit.Port(t), testkit.Port(t)
+		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", routePorts[i]))
 	}
 	var nodes []*node
-	for i := range 3 {
+	for i := range ports {
 		n := &node{options: natsserver.Options{
 			StoreDir: filepath.Join(t.TempDir(), "nats"), User: "keyledger", Password: "secret", Port: ports[i],
-			Name: fmt.Sprintf("node%d", i), ClusterName: "test", RoutePort: ports[3+i], Routes: routes,
+			Name: fmt.Sprintf("node%d", i), ClusterName: "test", RoutePort: routePorts[i], Routes: routes,
 		}}
 		n.start(t)
 		t.Cleanup(n.kill)
 		nodes = append(nodes, n)
 	}
 	return nodes
-}
-
-func freePorts(t *testing.T, n int) (ports []int) {
-	t.Helper()
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = listener.Close() }()
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }
 
 func TestKillingTheLeaderOfAReplicatedStreamLosesAndRepeatsNothing(t *testing.T) {

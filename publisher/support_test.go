@@ -45,7 +45,7 @@ type broker struct {
 
 func startBroker(t testing.TB) *broker {
 	t.Helper()
-	b := &broker{t: t, dir: filepath.Join(t.TempDir(), "nats")}
+	b := &broker{t: t, dir: filepath.Join(t.TempDir(), "nats"), port: testkit.Port(t)}
 	b.start()
 	t.Cleanup(b.stop)
 	return b
@@ -57,7 +57,7 @@ func (b *broker) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.server, b.port = server, server.Port()
+	b.server = server
 }
 
 func (b *broker) stop() {

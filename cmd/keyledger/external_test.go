@@ -81,9 +81,7 @@ func TestWithoutAMasterKeyItWarnsThatNodesWouldDiffer(t *testing.T) {
 func TestANATSThatIsAwayKeepsNothingFromStarting(t *testing.T) {
 	t.Parallel()
 	database := testkit.Database(t)
-	free := listener(t, "127.0.0.1:0")
-	port := free.Addr().(*net.TCPAddr).Port
-	_ = free.Close()
+	port := testkit.Port(t)
 	server := servertest.Start(t, servertest.Options{Env: append(secrets(), "DATABASE_URL="+database.URL, "KEYLEDGER_DATABASE_ADMIN_URL="+database.AdminURL,
 		fmt.Sprintf("NATS_URL=nats://test:test@127.0.0.1:%d", port))})
 	if !strings.Contains(server.Logs(), "nats cannot be reached yet: events wait in the log until it can") {
@@ -150,9 +148,7 @@ func TestADatabaseThatIsAwayIsWaitedForAndNotForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	free := listener(t, "127.0.0.1:0")
-	address := free.Addr().String()
-	_ = free.Close()
+	address := fmt.Sprintf("127.0.0.1:%d", testkit.Port(t))
 	away := *there
 	away.Host = address
 	env := append(secrets(), "DATABASE_URL="+away.String())

@@ -25,6 +25,10 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 func TestARestartKeepsStreamsAndAddress(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	// One that nobody else is given meanwhile.
+	if err := datadir.At(dir).WriteFile("port", []byte(strconv.Itoa(testkit.Port(t)))); err != nil {
+		t.Fatal(err)
+	}
 	server := start(t, natsserver.Options{StoreDir: dir})
 	address := server.ClientURL()
 	js := jetStream(t, connect(t, server))
@@ -123,10 +127,11 @@ func TestTheStoreIsClosedToOthers(t *testing.T) {
 
 func TestThreeServersInOneProcessKeepAReplicatedStream(t *testing.T) {
 	t.Parallel()
-	ports := freePorts(t, 3)
+	var ports [3]int
 	var routes []string
-	for _, port := range ports {
-		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", port))
+	for i := range ports {
+		ports[i] = testkit.Port(t)
+		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[i]))
 	}
 	var servers []*natsserver.Server
 	for i, port := range ports {
@@ -199,18 +204,4 @@ func insist(t *testing.T, do func(context.Context) error) {
 		t.Log(err)
 	}
 	t.Fatal("nobody answers")
-}
-
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var ports []int
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = listener.Close() }() // all stay taken until all are drawn
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	natsd "github.com/nats-io/nats-server/v2/server"
+
+	"keyledger/internal/testkit"
 )
 
 // brokerVariable makes the test binary a NATS server of its own process, which can
@@ -139,7 +140,10 @@ func (b *broker) kill() {
 // startBrokers starts n NATS servers, a cluster if they are several.
 func startBrokers(t testing.TB, n int) []*broker {
 	t.Helper()
-	ports := freePorts(t, 2*n)
+	ports := make([]int, 2*n)
+	for i := range ports {
+		ports[i] = testkit.Port(t)
+	}
 	brokers := make([]*broker, n)
 	for i := range brokers {
 		b := &broker{t: t, options: brokerOptions{
@@ -159,17 +163,4 @@ func startBrokers(t testing.TB, n int) []*broker {
 		t.Cleanup(b.kill)
 	}
 	return brokers
-}
-
-func freePorts(t testing.TB, n int) (ports []int) {
-	t.Helper()
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = listener.Close() }()
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }

@@ -41,7 +41,7 @@ func (s *site) newEmbedded(i int, key string) *embedded {
 	program := verifierProgram
 	program.Tags = s.size.program.Tags
 	v := &embedded{t: s.t, name: name, link: newLink(s.t, name+" to the servers", target)}
-	listen := "127.0.0.1:" + strconv.Itoa(freePorts(s.t, 1)[0])
+	listen := "127.0.0.1:" + strconv.Itoa(testkit.Port(s.t))
 	v.url = "http://" + listen
 	v.options = servertest.Options{
 		DataDir: filepath.Join(testkit.Dir(s.t), name), Listen: listen, Program: program,

@@ -116,7 +116,7 @@ func (s *site) newNode(i int) *node {
 		n.nats = append(n.nats, l)
 		urls = append(urls, urlOf(l.address()))
 	}
-	listen := "127.0.0.1:" + strconv.Itoa(freePorts(s.t, 1)[0])
+	listen := "127.0.0.1:" + strconv.Itoa(testkit.Port(s.t))
 	n.url = "http://" + listen
 	n.options = servertest.Options{
 		DataDir: filepath.Join(testkit.Dir(s.t), name), Listen: listen, Program: s.size.program,

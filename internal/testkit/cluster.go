@@ -7,9 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
+	"keyledger/internal/datadir"
 	"keyledger/internal/postgres"
 	"keyledger/migrations"
 )
@@ -51,6 +53,10 @@ func PostgresDir(t testing.TB) string {
 	if output, err := exec.CommandContext(t.Context(), "cp", "-a", seed, dir).CombinedOutput(); err != nil {
 		t.Fatalf("testkit: copy a database directory: %v\n%s", err, output)
 	}
+	// Whoever was told where it is finds it there again after a stop.
+	if err := datadir.At(dir).WriteFile("port", []byte(strconv.Itoa(Port(t))+"\n")); err != nil {
+		t.Fatalf("testkit: %v", err)
+	}
 	return dir
 }
 
@@ -70,7 +76,7 @@ func makeSeed(dir string) error {
 	return os.Remove(filepath.Join(dir, "port"))
 }
 
-// Start brings the cluster back after Stop, on the same port if it is free.
+// Start brings the cluster back after Stop, on the same port.
 func (c *Cluster) Start() {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), startWithin)

@@ -16,24 +16,25 @@ type NATSServer struct {
 	Conn     *nats.Conn // in process: it ends with the server
 	StoreDir string
 	t        testing.TB
+	port     int
 }
 
 // NATS starts a NATS server for one test and stops it afterwards.
 func NATS(t testing.TB) *NATSServer {
 	t.Helper()
-	n := &NATSServer{t: t, StoreDir: t.TempDir()}
+	n := &NATSServer{t: t, StoreDir: t.TempDir(), port: Port(t)}
 	n.Start()
 	return n
 }
 
 // Start brings the server back after Stop with what is in StoreDir, on the same
-// port if it is free, so that connections to URL come back by themselves.
+// port, so that connections to URL come back by themselves.
 func (n *NATSServer) Start() {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), startWithin)
 	defer cancel()
 	server, err := natsserver.Start(ctx, natsserver.Options{
-		StoreDir: n.StoreDir, User: "test", Password: "test", Logger: Logger(n.t),
+		StoreDir: n.StoreDir, User: "test", Password: "test", Port: n.port, Logger: Logger(n.t),
 	})
 	if err != nil {
 		n.t.Fatal(err)

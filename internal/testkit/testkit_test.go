@@ -3,6 +3,8 @@ package testkit_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -135,5 +137,22 @@ func exec(t *testing.T, conn *pgx.Conn, sql string) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), sql); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestAPortIsGivenToOneTestAtATime(t *testing.T) {
+	t.Parallel()
+	given := map[int]bool{}
+	for range 50 {
+		port := testkit.Port(t)
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = listener.Close() // it stays ours
+		if given[port] {
+			t.Errorf("port %d is given twice", port)
+		}
+		given[port] = true
 	}
 }
