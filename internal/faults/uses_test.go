@@ -42,7 +42,34 @@ type counts struct {
 	ready    atomic.Uint64
 	asked    atomic.Uint64 // before it is verified
 	accepted atomic.Uint64 // after it is answered
-	window   atomic.Int64  // of the accountant, in nanoseconds
+	flushes  atomic.Uint64 // that the log has acknowledged
+	flushed  atomic.Uint64 // uses in them
+	due      atomic.Uint64 // what was accepted before the last of them was collected, at least
+}
+
+// witness is the log, and counts what it has acknowledged.
+type witness struct {
+	*eventstore.Store
+	*counts
+	before uint64 // what was accepted before the next flush is collected, at least
+}
+
+// AppendUsage is called by one goroutine at a time, and here once for all that was collected:
+// what is accepted after it has returned belongs to the next flush.
+func (w *witness) AppendUsage(ctx context.Context, flush eventstore.UsageFlush) (domain.Receipt, error) {
+	receipt, err := w.Store.AppendUsage(ctx, flush)
+	if err != nil {
+		return receipt, err
+	}
+	for _, e := range flush.Events {
+		for _, u := range e.Uses {
+			w.flushed.Add(u.Count)
+		}
+	}
+	w.due.Store(w.before)
+	w.flushes.Add(1)
+	w.before = w.accepted.Load()
+	return receipt, nil
 }
 
 func mapCounts(path string) (*counts, error) {
@@ -97,7 +124,7 @@ func useKeys(database string) error {
 			return err
 		}
 	}
-	accountant, err := verification.NewAccountant(x, store, verification.AccountantOptions{})
+	accountant, err := verification.NewAccountant(x, &witness{Store: store, counts: c}, verification.AccountantOptions{})
 	if err != nil {
 		return err
 	}
@@ -125,7 +152,6 @@ func useKeys(database string) error {
 					}
 					c.accepted.Add(1)
 				}
-				c.window.Store(int64(accountant.Window()))
 				select {
 				case <-ctx.Done():
 				case <-time.After(time.Millisecond):
@@ -140,11 +166,9 @@ func useKeys(database string) error {
 }
 
 // A round lets a process of uses run for a while, ends it with a signal, and says what the log holds
-// of it. At is how much was accepted at a moment so long before the end.
+// of it. Flushed is what the log had acknowledged by then, due what it must have had.
 type round struct {
-	asked, accepted, recorded uint64
-	window                    time.Duration
-	at                        func(before time.Duration) uint64
+	asked, accepted, flushed, due, recorded uint64
 }
 
 func runUses(t *testing.T, database testkit.DB, exact bool, lasts time.Duration, end syscall.Signal) round {
@@ -165,40 +189,18 @@ func runUses(t *testing.T, database testkit.DB, exact bool, lasts time.Duration,
 		t.Fatal(err)
 	}
 	await(t, "the process of uses", func() bool { return c.ready.Load() == 1 })
-	type moment struct {
-		at       time.Time
-		accepted uint64
-	}
-	var moments []moment
-	poll, over := time.NewTicker(5*time.Millisecond), time.After(lasts)
-	defer poll.Stop()
-	for waiting := true; waiting; {
-		select {
-		case now := <-poll.C:
-			moments = append(moments, moment{now, c.accepted.Load()})
-		case <-over:
-			waiting = false
-		}
-	}
+	<-time.After(lasts)
+	await(t, "a second flush", func() bool { return c.flushes.Load() > 1 })
 	if err := child.Process.Signal(end); err != nil {
 		t.Fatal(err)
 	}
-	ended := time.Now()
 	if err := child.Wait(); err != nil && end == syscall.SIGTERM {
 		t.Fatalf("the process of uses ended: %v", err)
 	}
 	// What was under way when it was killed is committed, or rolled back, once its connections are gone.
 	await(t, "the end of its connections", func() bool { return connections(t, database) == 0 })
 	return round{
-		asked: c.asked.Load(), accepted: c.accepted.Load(), recorded: recordedUses(t, database) - counted, window: time.Duration(c.window.Load()),
-		at: func(before time.Duration) (accepted uint64) {
-			for _, m := range moments {
-				if m.at.Before(ended.Add(-before)) {
-					accepted = m.accepted
-				}
-			}
-			return accepted
-		},
+		asked: c.asked.Load(), accepted: c.accepted.Load(), flushed: c.flushed.Load(), due: c.due.Load(), recorded: recordedUses(t, database) - counted,
 	}
 }
 
@@ -274,17 +276,17 @@ func TestEveryUseIsRecordedOnceWhenTheServerStops(t *testing.T) {
 	}
 }
 
-func TestAtMostAWindowOfUsesIsLostWhenTheServerIsKilled(t *testing.T) {
+// What it had counted since its last flush is lost with it, and nothing else. How often that
+// is, TestUsesAreRecordedOnceAWindow says, on a clock that no load delays.
+func TestOnlyUsesSinceTheLastFlushAreLostWhenTheServerIsKilled(t *testing.T) {
 	t.Parallel()
 	rounds, lasts := usesRounds(t)
 	for range rounds {
 		r := runUses(t, testkit.Database(t), false, lasts, syscall.SIGKILL)
-		// A window, the flush under way, which may take a fifth of one, and the step in which the counts are looked at.
-		least := r.at(r.window + r.window/5 + 100*time.Millisecond)
-		if r.recorded > r.asked || r.recorded < least {
-			t.Errorf("%d uses were accepted, %d of them a window of %v before the end, and %d are recorded", r.accepted, least, r.window, r.recorded)
+		if r.recorded > r.asked || r.recorded < r.flushed || r.flushed < r.due || r.due == 0 {
+			t.Errorf("%d uses were accepted, %d of them before the last flush, which made %d, and %d are recorded", r.accepted, r.due, r.flushed, r.recorded)
 		}
-		t.Logf("%d uses were accepted in %v, and %d are recorded; the window was %v", r.accepted, lasts, r.recorded, r.window)
+		t.Logf("%d uses were accepted in %v, %d of them were flushed, and %d are recorded", r.accepted, lasts, r.flushed, r.recorded)
 	}
 }
 

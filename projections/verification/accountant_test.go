@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -378,6 +379,37 @@ func TestWhatWasCountedIsFlushedWhenRunEnds(t *testing.T) {
 	if err := a.Run(ctx); domain.CodeOf(err) != domain.CodeUnavailable {
 		t.Errorf("uses were lost without a word: %v", err)
 	}
+}
+
+func TestUsesAreRecordedOnceAWindow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		keys := plainKeys(1)
+		x := filled(t, keys)
+		l := &ledger{}
+		a := accountantOf(t, x, l, AccountantOptions{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- a.Run(ctx) }()
+		synctest.Wait()
+		for window := range uint64(5) {
+			verifyPlain(x, keys[0], nil)
+			<-time.After(a.Window() - time.Millisecond)
+			synctest.Wait()
+			if n := l.counts()[domain.OutcomeValid]; n != window {
+				t.Errorf("before a window has passed %d uses are recorded of %d", n, window+1)
+			}
+			<-time.After(time.Millisecond)
+			synctest.Wait()
+			if n := l.counts()[domain.OutcomeValid]; n != window+1 {
+				t.Errorf("when a window has passed %d uses are recorded of %d", n, window+1)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestTheWindowGrowsWhenFlushesTakeLong(t *testing.T) {
