@@ -324,7 +324,8 @@ func TestAStatementAppliesABoundedNumberOfBytes(t *testing.T) {
 		log.Use("org_a", uses[0])
 	}
 	projection := newSpy(usage.New(log.Pool), nil)
-	logtest.Must(t, follow(log, projection).CatchUp(patient(t), 23))
+	follower := projections.NewFollower(log, projection, projections.FollowerOptions{ApplyTimeout: patience}) // 32,000 rows at once take a busy machine some seconds
+	logtest.Must(t, follower.CatchUp(patient(t), 23))
 	close(projection.applied)
 	var batches []int
 	for n := range projection.applied {
