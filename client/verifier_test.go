@@ -20,6 +20,16 @@ import (
 	"keyledger/internal/testkit"
 )
 
+// longLease is one that does not end because a machine is busy, and is renewed soon enough for
+// a test to wait for that.
+const longLease = 10 * time.Second
+
+// startLongLeased starts a server whose verifiers have such a lease.
+func startLongLeased(t *testing.T) *servertest.Server {
+	t.Helper()
+	return servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_FLUSH_INTERVAL=20ms", "KEYLEDGER_LEASE=" + longLease.String()}})
+}
+
 // systemKey is a key that may run verifiers.
 func systemKey(server *servertest.Server) string {
 	return server.BootstrapKey("--system", "--scopes", "system:verify").Key
@@ -125,7 +135,7 @@ func startVerifier(t *testing.T, o client.VerifierOptions) *client.Verifier {
 		v.Close()
 		<-ended
 	})
-	waiting, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	waiting, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := v.WaitReady(waiting); err != nil {
 		t.Fatal(err)
@@ -153,7 +163,7 @@ func createKey(t *testing.T, c *client.Client, name string) client.CreatedKey {
 
 func TestAnEmbeddedVerifierFollowsTheLedger(t *testing.T) {
 	t.Parallel()
-	server := servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_FLUSH_INTERVAL=20ms"}})
+	server := startLongLeased(t)
 	c := connect(t, server, acme)
 	before := createKey(t, c, "before")
 	gone := createKey(t, c, "gone")
@@ -165,7 +175,7 @@ func TestAnEmbeddedVerifierFollowsTheLedger(t *testing.T) {
 	is := func(key client.CreatedKey, code client.Code) {
 		t.Helper()
 		got := verdictOf(t, v, client.Question{Key: key.Secret.Reveal(), Scopes: client.Scopes{"read"}})
-		if got.Code != code || got.Valid != (code == client.Valid) || got.KeyID != key.ID || got.OrganizationID != acme || got.Name != key.Name || got.Age > time.Second || got.Stale {
+		if got.Code != code || got.Valid != (code == client.Valid) || got.KeyID != key.ID || got.OrganizationID != acme || got.Name != key.Name || got.Age > longLease || got.Stale {
 			t.Errorf("%s is %+v, want %s", key.Name, got, code)
 		}
 	}
@@ -218,7 +228,7 @@ func TestAnEmbeddedVerifierFollowsTheLedger(t *testing.T) {
 
 func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 	t.Parallel()
-	const lease = 300 * time.Millisecond
+	const lease, rounds = time.Second, 4
 	server := servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_LEASE=" + lease.String()}})
 	c := connect(t, server, acme)
 	key := createKey(t, c, "a key")
@@ -229,14 +239,27 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 	ask := client.Question{Key: key.Secret.Reveal()}
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for round := range 5 {
-		if got := verdictOf(t, v, ask); !got.Valid {
+	// answered asks until there is an answer: on a busy machine a lease may end by itself.
+	answered := func() client.Verdict {
+		for {
+			got, err := v.Verify(t.Context(), ask)
+			if err == nil {
+				return got
+			}
+			if !errors.Is(err, client.ErrUnavailable) {
+				t.Fatal(err)
+			}
+			<-poll.C
+		}
+	}
+	for round := range rounds {
+		if got := answered(); !got.Valid {
 			t.Fatalf("%+v", got)
 		}
 		l.down.Store(true)
 		cut := time.Now()
 		revoked := make(chan client.Revocation, 1)
-		if round == 4 {
+		if round == rounds-1 {
 			go func() {
 				r, err := c.RevokeKey(t.Context(), acme, key.ID, "")
 				if err != nil {
@@ -257,7 +280,8 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 			}
 			last = now
 		}
-		if late := last.Sub(cut); late > lease+50*time.Millisecond || v.Ready() {
+		// The moment of the question, and not of the answer: the lease was asked for before the cut.
+		if late := last.Sub(cut); late > lease || v.Ready() {
 			t.Errorf("the last yes came %v after it was cut off, ready %v", late, v.Ready())
 		}
 		for ; ; <-poll.C {
@@ -269,9 +293,9 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 				break
 			}
 		}
-		if round == 4 {
+		if round == rounds-1 {
 			r := <-revoked
-			if !r.Fenced || r.Expired == 0 || r.Waited > lease+time.Second {
+			if !r.Fenced || r.Expired == 0 || r.Waited > lease+10*time.Second {
 				t.Errorf("%+v", r)
 			}
 			if _, err := v.Verify(t.Context(), ask); !errors.Is(err, client.ErrUnavailable) {
@@ -283,7 +307,7 @@ func TestAVerifierThatIsCutOffAnswersNothingBeyondItsLease(t *testing.T) {
 		for ; !v.Ready(); <-poll.C {
 		}
 	}
-	if got := verdictOf(t, v, ask); got.Code != client.Revoked {
+	if got := answered(); got.Code != client.Revoked {
 		t.Errorf("%+v", got)
 	}
 }
@@ -314,7 +338,7 @@ func broken(t *testing.T, server string, change func(*http.Request, *http.Respon
 
 func TestAReportThatIsRepeatedCountsOnce(t *testing.T) {
 	t.Parallel()
-	server := servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_FLUSH_INTERVAL=20ms"}})
+	server := startLongLeased(t)
 	c := connect(t, server, acme)
 	key := createKey(t, c, "a key")
 	var lost atomic.Int32
@@ -359,7 +383,7 @@ func TestAReportThatIsRepeatedCountsOnce(t *testing.T) {
 
 func TestAnObserverConfirmsNothing(t *testing.T) {
 	t.Parallel()
-	const lease = 200 * time.Millisecond
+	const lease = 2 * time.Second
 	server := servertest.Start(t, servertest.Options{Env: []string{"KEYLEDGER_LEASE=" + lease.String()}})
 	c := connect(t, server, acme)
 	key := createKey(t, c, "a key")

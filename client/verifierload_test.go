@@ -98,7 +98,7 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		n.reaped = false
 		n.mu.Unlock()
 		w.WriteHeader(http.StatusCreated)
-		_, _ = fmt.Fprintf(w, `{"verifier":"it","leaseMs":1000,"ledger":%q,"epoch":%d}`, history.Ledger.UUID(), history.Epoch)
+		_, _ = fmt.Fprintf(w, `{"verifier":"it","leaseMs":%d,"ledger":%q,"epoch":%d}`, longLease.Milliseconds(), history.Ledger.UUID(), history.Epoch)
 	case "/api/v1/verifiers/it/lease":
 		n.mu.Lock()
 		reaped := n.reaped
@@ -107,7 +107,7 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			problem(domain.Errorf(domain.CodeNotFound, "join again"))
 			return
 		}
-		_, _ = fmt.Fprintf(w, `{"head":"%d:lifecycle:%d","leaseMs":1000}`, history.Epoch, n.index.Position())
+		_, _ = fmt.Fprintf(w, `{"head":"%d:lifecycle:%d","leaseMs":%d}`, history.Epoch, n.index.Position(), longLease.Milliseconds())
 	case "/api/v1/verifiers/it/uses":
 		n.mu.Lock()
 		defer n.mu.Unlock()
