@@ -139,6 +139,21 @@ func TestARebuildElsewhereEndsTheAlarm(t *testing.T) {
 	holdsTheLog(t, js, log, 1)
 }
 
+// A server that has no other stream removes the folder of them all in the background, and with it
+// the ground under a stream that is made at that moment.
+func TestAStreamIsMadeAgainAtOnceWhereItIsTheOnlyOne(t *testing.T) {
+	t.Parallel()
+	log := newMemLog(domain.Lifecycle)
+	log.grow(1, time.Now())
+	js := filled(t, log)
+	relay := newRelay(t, js, log, domain.Lifecycle, quick())
+	for range 100 {
+		if err := relay.Rebuild(patiently(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestALastMessageThatIsNotTheLogsStopsTheRelay(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(log *memLog){

@@ -190,12 +190,34 @@ func (r *Relay) Rebuild(ctx context.Context) error {
 	if err := r.js.DeleteStream(changing, r.stream); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return fmt.Errorf("rebuild stream %s: %w", r.stream, err)
 	}
-	// A relay of another node may have noticed already and created it: as good.
-	if _, err := r.create(ctx, head.Ledger, first); err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+	if err := r.createAgain(changing, head.Ledger, first); err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}
 	r.poke()
 	return nil
+}
+
+// noStore is what a server says that cannot make the files of a stream.
+const noStore jetstream.ErrorCode = 10049
+
+// createAgain creates a stream that was just deleted. Where it was the only one, the server
+// removes the empty folder of its streams in the background, after it has said that the
+// stream is deleted, and perhaps from under the next one: that is over in a moment.
+func (r *Relay) createAgain(ctx context.Context, ledger domain.ID, first domain.Position) error {
+	for {
+		_, err := r.create(ctx, ledger, first)
+		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			return nil // a relay of another node may have noticed already: as good
+		}
+		if refused, ok := errors.AsType[*jetstream.APIError](err); !ok || refused.ErrorCode != noStore {
+			return err
+		}
+		select {
+		case <-time.After(firstRetry):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // compare says in which respect the stream's message at a position is not the log's
