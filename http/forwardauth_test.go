@@ -150,7 +150,7 @@ func raw(t *testing.T, s *site, target, key, more string) int {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: h\r\nX-API-Key: %s\r\n%sConnection: close\r\n\r\n", target, key, more); err != nil {
 		t.Fatal(err)
 	}

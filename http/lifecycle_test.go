@@ -88,7 +88,7 @@ func (s *site) raw(text string) string {
 		s.t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, text); err != nil {
 		s.t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestShutdownFinishesWhatIsUnderWay(t *testing.T) {
 	<-arrived
 	shut := make(chan error, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		shut <- s.server.Shutdown(ctx)
 	}()
@@ -276,7 +276,7 @@ func TestShutdownCutsOffWhatDoesNotEnd(t *testing.T) {
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := io.ReadAll(c); err != nil {
 		var timeout net.Error
 		if errors.As(err, &timeout) && timeout.Timeout() {

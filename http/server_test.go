@@ -110,7 +110,7 @@ func start(t testing.TB, change ...func(*keyhttp.Options)) *site {
 	s.client = &nethttp.Client{Transport: &nethttp.Transport{}, Timeout: 30 * time.Second}
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := server.Shutdown(ctx); err != nil && !s.cancelled {
 			t.Errorf("shut down: %v", err)
