@@ -236,7 +236,7 @@ func (a *appender) commit(ctx context.Context, batch []*appendRequest) error {
 					}
 				}
 				if a.store.onCommit != nil {
-					a.store.onCommit(a.lane, appended[len(appended)-1].Position)
+					a.store.onCommit(a.lane, appended[len(appended)-1].Position, a.store.letter(appended))
 				}
 			}
 			a.deliver(ctx, batch, result)

@@ -2,7 +2,10 @@ package eventstore
 
 import (
 	"encoding/binary"
+	"errors"
 	"time"
+
+	"keyledger/domain"
 )
 
 // Envelope gives the canonical bytes of an event. They cover every column and
@@ -56,6 +59,61 @@ func appendText[T ~string | ~[]byte](b []byte, text T) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
 	return append(b, text...)
 }
+
+// ParseEnvelope reads canonical bytes back. What does not write the very same
+// bytes again is refused.
+func ParseEnvelope(envelope []byte) (Recorded, error) {
+	d := envelopeReader{rest: envelope}
+	var r Recorded
+	if string(d.take(4)) != "KLE1" {
+		return r, errors.New("the envelope does not begin with KLE1")
+	}
+	copy(r.Ledger[:], d.take(16))
+	r.Epoch = uint32(d.number(4))
+	r.Lane = domain.Lane(d.text())
+	r.Position = domain.Position(d.number(8))
+	copy(r.ID[:], d.take(16))
+	r.Stream = Stream(d.text())
+	r.Version = d.number(8)
+	r.Organization = domain.OrganizationID(d.text())
+	r.Type = string(d.text())
+	r.Schema = uint16(d.number(2))
+	r.RecordedAt = time.UnixMicro(int64(d.number(8))).UTC()
+	r.Data = d.text()
+	r.Metadata = d.text()
+	if d.number(1) == 1 {
+		if r.Sealed = d.text(); r.Sealed == nil {
+			r.Sealed = []byte{}
+		}
+	}
+	if d.short || len(d.rest) > 0 || string(r.Envelope()) != string(envelope) {
+		return Recorded{}, errors.New("the envelope is malformed")
+	}
+	return r, nil
+}
+
+type envelopeReader struct {
+	rest  []byte
+	short bool
+}
+
+func (d *envelopeReader) take(n uint64) []byte {
+	if n > uint64(len(d.rest)) {
+		d.short, d.rest = true, nil
+		return nil
+	}
+	taken := d.rest[:n:n]
+	d.rest = d.rest[n:]
+	return taken
+}
+
+func (d *envelopeReader) number(bytes uint64) uint64 {
+	var b [8]byte
+	copy(b[8-bytes:], d.take(bytes))
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func (d *envelopeReader) text() []byte { return d.take(d.number(4)) }
 
 // microseconds is the precision of every time in the log.
 func microseconds(t time.Time) time.Time {

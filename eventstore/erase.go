@@ -51,7 +51,7 @@ func (t *tail) forget(organization domain.OrganizationID) {
 	defer t.mu.Unlock()
 	for i := range t.events {
 		e := &t.events[i]
-		if e.Organization != organization || e.Sealed == nil {
+		if e.Organization != organization || e.Sealed == nil || e.Event == nil {
 			continue
 		}
 		// What was encoded here can be decoded; should it not, the tail gives up what it keeps.

@@ -66,7 +66,7 @@ func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Posit
 			events := tail.after(after, pageSize(lane))
 			if len(events) == 0 {
 				var err error
-				if events, err = s.page(ctx, lane, after, domain.Position(1<<62)); err != nil {
+				if events, err = s.next(ctx, lane, after); err != nil {
 					if ctx.Err() == nil {
 						yield(nil, err)
 					}
@@ -87,6 +87,31 @@ func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Posit
 			after = events[len(events)-1].Position
 		}
 	}
+}
+
+// next reads what follows a position, for a follower that the tail has nothing for. All
+// followers of a process are woken at once and mostly stand at the same place: one of them reads, and the
+// others take what it has read. Where that was in vain, each reads for itself.
+func (s *Store) next(ctx context.Context, lane domain.Lane, after domain.Position) ([]Recorded, error) {
+	t := s.tails[lane]
+	others, ended := t.read(after)
+	if others != nil {
+		select {
+		case <-others:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	} else {
+		defer ended()
+	}
+	if events := t.after(after, pageSize(lane)); len(events) > 0 {
+		return events, nil
+	}
+	events, err := s.page(ctx, lane, after, domain.Position(1<<62))
+	if n := len(events); n > 0 && n < pageSize(lane) { // the end of the lane: others will come for it
+		t.learned(events)
+	}
+	return events, err
 }
 
 // Head reads the end of a lane.

@@ -2,6 +2,7 @@ package eventstore
 
 import (
 	"context"
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -90,7 +91,8 @@ type Store struct {
 	tails     map[domain.Lane]*tail
 	members   *memberCache
 	metrics   *metrics
-	onCommit  func(domain.Lane, domain.Position)
+	onCommit  func(domain.Lane, domain.Position, []byte)
+	letters   cipher.AEAD // between the processes of this ledger
 }
 
 // Open reads which ledger this is, checks that the master key fits it, and makes
@@ -106,8 +108,12 @@ func Open(ctx context.Context, options Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	letters, err := newLetters(options.MasterKey)
+	if err != nil {
+		return nil, err
+	}
 	s := &Store{
-		options: options, pool: options.Pool, keyring: ring, members: newMemberCache(), metrics: newMetrics(options.Registerer),
+		options: options, pool: options.Pool, keyring: ring, members: newMemberCache(), metrics: newMetrics(options.Registerer), letters: letters,
 		appenders: map[domain.Lane]*appender{}, tails: map[domain.Lane]*tail{},
 	}
 	heads, err := s.heads(ctx)
@@ -130,16 +136,34 @@ func Open(ctx context.Context, options Options) (*Store, error) {
 // Ledger says which log this is, and in which epoch this process knows it.
 func (s *Store) Ledger() (domain.ID, uint32) { return s.ledger, s.epoch }
 
-// OnCommit sets what is called after each commit of this process, so that it can
-// wake other nodes. It must not block. Set it before Run.
-func (s *Store) OnCommit(f func(domain.Lane, domain.Position)) { s.onCommit = f }
+// OnCommit sets what is called after each commit of this process with where a lane ends now, and
+// with a letter for the Wake of other processes, or nil. It must not block. Set it before Run.
+func (s *Store) OnCommit(f func(lane domain.Lane, end domain.Position, letter []byte)) { s.onCommit = f }
 
-// Wake says that a lane has reached a position, as another node announced. When it
-// has not, that costs a look.
+// Wake says that a lane has reached a position, as somebody told. When it has not, that
+// costs a look.
 func (s *Store) Wake(lane domain.Lane, position domain.Position) {
 	if t, ok := s.tails[lane]; ok {
 		t.told(position)
 	}
+}
+
+// Receive is Wake with what another process handed to OnCommit. The letter may be nil.
+func (s *Store) Receive(lane domain.Lane, end domain.Position, letter []byte) {
+	t, ok := s.tails[lane]
+	if !ok {
+		return
+	}
+	if letter != nil && t.behind(end) {
+		events, err := s.openLetter(lane, end, letter)
+		if err == nil {
+			s.notice(events)
+			t.learned(events)
+			return
+		}
+		s.options.Logger.Debug("a letter of another process is not heeded", "lane", string(lane), "end", uint64(end), "error", err)
+	}
+	t.told(end)
 }
 
 const (

@@ -127,7 +127,7 @@ func (l *ledger) node(lease time.Duration) *node {
 	n.desk = fence.NewDesk(n.fence)
 	for _, run := range []func(context.Context) error{
 		n.store.Run, wake.Run, list.Run, projection.Run,
-		func(ctx context.Context) error { return wake.Listen(ctx, n.store.Wake) },
+		func(ctx context.Context) error { return wake.Listen(ctx, n.store.Receive) },
 	} {
 		background(l.t, run)
 	}

@@ -40,7 +40,7 @@ func openNode(t *testing.T, database string, js jetstream.JetStream) ledgerNode 
 	n := ledgerNode{store, newRelay(t, js, store, domain.Lifecycle, quick())}
 	background(t, store.Run)
 	background(t, wake.Run)
-	background(t, func(ctx context.Context) error { return wake.Listen(ctx, store.Wake) })
+	background(t, func(ctx context.Context) error { return wake.Listen(ctx, store.Receive) })
 	running(t, n.relay)
 	return n
 }

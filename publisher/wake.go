@@ -1,9 +1,11 @@
 package publisher
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,35 +16,61 @@ import (
 )
 
 // Wake tells other nodes that a lane has grown, so that their followers need not
-// wait for the next poll. A wake that is lost costs that wait and nothing else.
+// wait for the next poll, and hands on the letters that save them a query. A wake that is lost costs
+// that and nothing else.
 type Wake struct {
 	nc     *nats.Conn
 	logger *slog.Logger
 
 	mu      sync.Mutex
-	highest map[domain.Lane]domain.Position // announced, not yet sent
+	waiting []announcement // not yet sent
 	pending chan struct{}
 }
+
+// announcement is that a lane has reached a position; letter may be nil.
+type announcement struct {
+	lane     domain.Lane
+	position domain.Position
+	letter   []byte
+}
+
+// mostWaiting bounds what waits to be sent. Beyond it only the highest positions matter.
+const mostWaiting = 64
 
 // NewWake makes a Wake over a connection; logger may be nil.
 func NewWake(nc *nats.Conn, logger *slog.Logger) *Wake {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return &Wake{nc: nc, logger: logger, highest: map[domain.Lane]domain.Position{}, pending: make(chan struct{}, 1)}
+	return &Wake{nc: nc, logger: logger, pending: make(chan struct{}, 1)}
 }
 
-// Announce says that a lane has reached a position. It never blocks: it is
-// called between two commits, and a NATS that is slow must not slow them. Only the highest
-// position matters, so what Run has not sent yet is replaced.
-func (w *Wake) Announce(lane domain.Lane, position domain.Position) {
+// Announce says that a lane has reached a position, with the log's letter about it. It never blocks: it is
+// called between two commits, and a NATS that is slow must not slow them.
+func (w *Wake) Announce(lane domain.Lane, position domain.Position, letter []byte) {
 	w.mu.Lock()
-	w.highest[lane] = max(w.highest[lane], position)
+	if len(w.waiting) == mostWaiting {
+		w.waiting = highest(w.waiting)
+	}
+	w.waiting = append(w.waiting, announcement{lane, position, letter})
 	w.mu.Unlock()
 	select {
 	case w.pending <- struct{}{}:
 	default:
 	}
+}
+
+// highest leaves of each lane the highest position.
+func highest(waiting []announcement) (left []announcement) {
+	for _, a := range waiting {
+		i := slices.IndexFunc(left, func(b announcement) bool { return a.lane == b.lane })
+		if i < 0 {
+			left = append(left, announcement{lane: a.lane, position: a.position})
+			continue
+		}
+		left[i].position = max(left[i].position, a.position)
+	}
+	return left
 }
 
 // Run sends what is announced until ctx ends.
@@ -54,17 +82,21 @@ func (w *Wake) Run(ctx context.Context) error {
 		case <-w.pending:
 		}
 		w.mu.Lock()
-		announced := w.highest
-		w.highest = make(map[domain.Lane]domain.Position, len(announced))
+		announced := w.waiting
+		w.waiting = nil
 		w.mu.Unlock()
 		// While NATS is away a wake would only fill the client's buffer, to arrive
 		// when everybody has polled long ago.
 		if !w.nc.IsConnected() {
 			continue
 		}
-		for lane, position := range announced {
-			if err := w.nc.Publish(WakeSubject(lane), strconv.AppendUint(nil, uint64(position), 10)); err != nil {
-				w.logger.Debug("a wake was not sent", "lane", lane, "error", err)
+		for _, a := range announced {
+			text := strconv.AppendUint(nil, uint64(a.position), 10)
+			if a.letter != nil {
+				text = append(append(text, ' '), a.letter...)
+			}
+			if err := w.nc.Publish(WakeSubject(a.lane), text); err != nil {
+				w.logger.Debug("a wake was not sent", "lane", a.lane, "error", err)
 			}
 		}
 	}
@@ -72,9 +104,9 @@ func (w *Wake) Run(ctx context.Context) error {
 
 // Listen calls heard with what other nodes announce, one call at a time, until
 // ctx ends. What this process announced is heard as well and does no harm.
-func (w *Wake) Listen(ctx context.Context, heard func(domain.Lane, domain.Position)) error {
+func (w *Wake) Listen(ctx context.Context, heard func(lane domain.Lane, position domain.Position, letter []byte)) error {
 	arrived := make(chan *nats.Msg, 256)
-	// A full channel drops messages: the next one says all that was lost.
+	// A full channel drops messages: the next one says how far the lane has come.
 	subscription, err := w.nc.ChanSubscribe(wakeSubjects+"*", arrived)
 	if err != nil {
 		return fmt.Errorf("listen for wakes: %w", err)
@@ -85,21 +117,22 @@ func (w *Wake) Listen(ctx context.Context, heard func(domain.Lane, domain.Positi
 		case <-ctx.Done():
 			return nil
 		case message := <-arrived:
-			lane, position, ok := parseWake(message)
+			a, ok := parseWake(message)
 			if !ok {
 				w.logger.Debug("a wake cannot be read", "subject", message.Subject)
 				continue
 			}
-			heard(lane, position)
+			heard(a.lane, a.position, a.letter)
 		}
 	}
 }
 
-func parseWake(message *nats.Msg) (domain.Lane, domain.Position, bool) {
+func parseWake(message *nats.Msg) (announcement, bool) {
 	lane := domain.Lane(strings.TrimPrefix(message.Subject, wakeSubjects))
 	if lane != domain.Lifecycle && lane != domain.Usage {
-		return "", 0, false
+		return announcement{}, false
 	}
-	position, err := strconv.ParseUint(string(message.Data), 10, 63)
-	return lane, domain.Position(position), err == nil && position > 0
+	number, letter, _ := bytes.Cut(message.Data, []byte(" "))
+	position, err := strconv.ParseUint(string(number), 10, 63)
+	return announcement{lane, domain.Position(position), letter}, err == nil && position > 0
 }

@@ -13,6 +13,7 @@ import (
 type waked struct {
 	lane     domain.Lane
 	position domain.Position
+	letter   string
 }
 
 // listening hears wakes until the test ends; it returns when the subscription stands.
@@ -20,7 +21,9 @@ func listening(t *testing.T, w *publisher.Wake, nc *nats.Conn) <-chan waked {
 	t.Helper()
 	heard := make(chan waked, 1000)
 	background(t, func(ctx context.Context) error {
-		return w.Listen(ctx, func(lane domain.Lane, position domain.Position) { heard <- waked{lane, position} })
+		return w.Listen(ctx, func(lane domain.Lane, position domain.Position, letter []byte) {
+			heard <- waked{lane, position, string(letter)}
+		})
 	})
 	eventually(t, "the subscription stands", func() bool { return nc.NumSubscriptions() > 0 && nc.Flush() == nil })
 	return heard
@@ -46,13 +49,13 @@ func TestOtherNodesHearHowFarALaneHasCome(t *testing.T) {
 	heard := listening(t, publisher.NewWake(there, nil), there)
 	wake := publisher.NewWake(here, nil)
 	background(t, wake.Run)
-	wake.Announce(domain.Lifecycle, 7)
-	if got := <-heard; got != (waked{domain.Lifecycle, 7}) {
+	wake.Announce(domain.Lifecycle, 7, []byte("a letter 8 \x00"))
+	if got := <-heard; got != (waked{domain.Lifecycle, 7, "a letter 8 \x00"}) {
 		t.Errorf("heard %v", got)
 	}
 	// Whatever is left out on the way, the highest arrives.
 	for position := range domain.Position(1000) {
-		wake.Announce(domain.Usage, position+1)
+		wake.Announce(domain.Usage, position+1, nil)
 	}
 	last := domain.Position(0)
 	for last < 1000 {
@@ -70,15 +73,15 @@ func TestAnnouncingNeverBlocks(t *testing.T) {
 	nc := b.connect().Conn()
 	wake := publisher.NewWake(nc, nil) // nobody runs it
 	for position := range domain.Position(100_000) {
-		wake.Announce(domain.Lifecycle, position+1)
+		wake.Announce(domain.Lifecycle, position+1, nil)
 	}
 	background(t, wake.Run)
 	b.stop()
-	wake.Announce(domain.Lifecycle, 100_001)
+	wake.Announce(domain.Lifecycle, 100_001, nil)
 	b.start()
 	heard := listening(t, wake, nc)
 	eventually(t, "a wake arrives after NATS returned", func() bool {
-		wake.Announce(domain.Lifecycle, 100_002)
+		wake.Announce(domain.Lifecycle, 100_002, nil)
 		select {
 		case got := <-heard:
 			return got.position >= 100_002
@@ -102,7 +105,7 @@ func TestAWakeThatCannotBeReadIsPassedOver(t *testing.T) {
 	if err := nc.Publish(publisher.WakeSubject(domain.Usage), []byte("12")); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-heard; got != (waked{domain.Usage, 12}) {
+	if got := <-heard; got != (waked{domain.Usage, 12, ""}) {
 		t.Errorf("heard %v", got)
 	}
 }

@@ -184,7 +184,7 @@ func (n *node) startLog(ctx context.Context, masterKey []byte) (err error) {
 	n.store.OnCommit(wake.Announce)
 	n.parts.Go("announcements", wake.Run)
 	n.parts.Go("log", n.store.Run)
-	n.parts.Go("announcements of others", func(ctx context.Context) error { return wake.Listen(ctx, n.store.Wake) })
+	n.parts.Go("announcements of others", func(ctx context.Context) error { return wake.Listen(ctx, n.store.Receive) })
 	return nil
 }
 
