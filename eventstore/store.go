@@ -138,7 +138,9 @@ func (s *Store) Ledger() (domain.ID, uint32) { return s.ledger, s.epoch }
 
 // OnCommit sets what is called after each commit of this process with where a lane ends now, and
 // with a letter for the Wake of other processes, or nil. It must not block. Set it before Run.
-func (s *Store) OnCommit(f func(lane domain.Lane, end domain.Position, letter []byte)) { s.onCommit = f }
+func (s *Store) OnCommit(f func(lane domain.Lane, end domain.Position, letter []byte)) {
+	s.onCommit = f
+}
 
 // Wake says that a lane has reached a position, as somebody told. When it has not, that
 // costs a look.
