@@ -24,7 +24,7 @@ type sent struct {
 }
 
 // writer runs a node on a database that keeps what it sends.
-func writer(t *testing.T, url string) (*node, <-chan sent) {
+func writer(t *testing.T, url string, masterKey []byte) (*node, <-chan sent) {
 	t.Helper()
 	letters := make(chan sent, 100)
 	n := &node{pool: connect(t, url)}
@@ -56,7 +56,7 @@ func deaf(t *testing.T, url string) *eventstore.Store {
 func TestWithALetterAFollowerElsewhereNeedsNoQuery(t *testing.T) {
 	t.Parallel()
 	db := testkit.Database(t)
-	here, letters := writer(t, db.URL)
+	here, letters := writer(t, db.URL, masterKey)
 	there := deaf(t, db.URL)
 	for range 3 {
 		key, _ := here.mustCreate(t)
@@ -89,8 +89,8 @@ func TestWithALetterAFollowerElsewhereNeedsNoQuery(t *testing.T) {
 func TestALetterIsHeededOnlyAsItWasWritten(t *testing.T) {
 	t.Parallel()
 	db := testkit.Database(t)
-	here, letters := writer(t, db.URL)
-	other, others := writer(t, testkit.Database(t).URL)
+	here, letters := writer(t, db.URL, masterKey)
+	other, others := writer(t, testkit.Database(t).URL, make([]byte, eventstore.MasterKeySize))
 	here.mustCreate(t)
 	other.mustCreate(t)
 	good, foreign := <-letters, <-others

@@ -156,7 +156,7 @@ func (s *Store) Receive(lane domain.Lane, end domain.Position, letter []byte) {
 	if !ok {
 		return
 	}
-	if letter != nil && t.behind(end) {
+	if letter != nil && !t.has(end) {
 		events, err := s.openLetter(lane, end, letter)
 		if err == nil {
 			s.notice(events)

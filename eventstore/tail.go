@@ -203,6 +203,13 @@ func (t *tail) wait(ctx context.Context, position domain.Position) error {
 	}
 }
 
+// has says whether the event at a position, or one behind it, is kept.
+func (t *tail) has(position domain.Position) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.events) > 0 && position <= t.events[len(t.events)-1].Position
+}
+
 func (t *tail) reached() domain.Position {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -72,6 +72,8 @@ const (
 	// margin is added to every lease that is waited for, beside a hundredth of it: two
 	// clocks do not run at quite the same rate, and a verdict takes a moment.
 	margin = 50 * time.Millisecond
+	// announcedWithin is how long an announcement may come after the ask.
+	announcedWithin = 5 * time.Millisecond
 	// toldWithin bounds the wait of a creation, which is best effort.
 	toldWithin = 50 * time.Millisecond
 	// mostConfirmed bounds what is remembered of verifiers that are not in the table.
@@ -376,8 +378,7 @@ func (f *Fence) confirm(ctx context.Context) error {
 		f.mu.Lock()
 		position := f.softly
 		f.mu.Unlock()
-		f.o.Log.Wake(domain.Lifecycle, position)
-		if err := f.o.Index.WaitFor(ctx, position); err != nil {
+		if err := f.await(ctx, position); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -386,6 +387,18 @@ func (f *Fence) confirm(ctx context.Context) error {
 		}
 		f.tellConfirmed(f.o.ID, f.o.Index.Position())
 	}
+}
+
+// await returns when this node has applied the log up to a position. What is there is announced
+// with its events beside the ask: to wake those who read the database at once would overtake that.
+func (f *Fence) await(ctx context.Context, position domain.Position) error {
+	announced, cancel := context.WithTimeout(ctx, announcedWithin)
+	defer cancel()
+	if f.o.Index.WaitFor(announced, position) == nil {
+		return nil
+	}
+	f.o.Log.Wake(domain.Lifecycle, position)
+	return f.o.Index.WaitFor(ctx, position)
 }
 
 // tellConfirmed says what a verifier has applied, to those who wait here and elsewhere.
