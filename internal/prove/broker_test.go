@@ -138,7 +138,7 @@ func (b *broker) kill() {
 }
 
 // startBrokers starts n NATS servers, a cluster if they are several.
-func startBrokers(t testing.TB, n int) []*broker {
+func startBrokers(t testing.TB, n int, link linker) []*broker {
 	t.Helper()
 	ports := make([]int, 2*n)
 	for i := range ports {
@@ -151,7 +151,7 @@ func startBrokers(t testing.TB, n int) []*broker {
 		}}
 		for j := range n {
 			if j != i {
-				route := newLink(t, fmt.Sprintf("route %d to %d", i, j), fmt.Sprintf("127.0.0.1:%d", ports[n+j]))
+				route := link(t, fmt.Sprintf("route %d to %d", i, j), fmt.Sprintf("127.0.0.1:%d", ports[n+j]))
 				b.routes = append(b.routes, route)
 				b.options.Routes = append(b.options.Routes, "nats://"+route.address())
 			}

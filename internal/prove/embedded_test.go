@@ -35,12 +35,15 @@ var verifierProgram = servertest.Program{Package: "./internal/prove/verifier"}
 func (s *site) newEmbedded(i int, key string) *embedded {
 	s.t.Helper()
 	name, target := "verifier"+strconv.Itoa(i), s.nodes[len(s.nodes)-1].options.Listen
-	if i > 0 {
+	switch {
+	case i > 0 && s.size.direct:
+		target = s.nodes[(i-1)%len(s.nodes)].options.Listen
+	case i > 0:
 		target = s.balancer()
 	}
 	program := verifierProgram
 	program.Tags = s.size.program.Tags
-	v := &embedded{t: s.t, name: name, link: newLink(s.t, name+" to the servers", target)}
+	v := &embedded{t: s.t, name: name, link: s.link(s.t, name+" to the servers", target)}
 	listen := "127.0.0.1:" + strconv.Itoa(testkit.Port(s.t))
 	v.url = "http://" + listen
 	v.options = servertest.Options{

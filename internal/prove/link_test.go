@@ -14,11 +14,12 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// link is one connection of the site that can be broken.
+// link is one connection of the site that can be broken, unless it is direct.
 type link struct {
-	t     testing.TB
-	mu    sync.Mutex // one fault after the other
-	proxy *toxiproxy.Proxy
+	t      testing.TB
+	direct string     // where it leads, if nobody stands between
+	mu     sync.Mutex // one fault after the other
+	proxy  *toxiproxy.Proxy
 }
 
 // hold is a partition as a network does it: nothing arrives while it lasts, nobody
@@ -29,6 +30,12 @@ type hold struct{}
 func (*hold) Pipe(stub *toxics.ToxicStub) { <-stub.Interrupt }
 
 var registerHold = sync.OnceFunc(func() { toxics.Register("hold", new(hold)) })
+
+// linker makes the links of a site.
+type linker func(t testing.TB, name, upstream string) *link
+
+// newDirect leads to an address, and cannot be broken.
+func newDirect(t testing.TB, _, upstream string) *link { return &link{t: t, direct: upstream} }
 
 // newLink puts a proxy before an address.
 func newLink(t testing.TB, name, upstream string) *link {
@@ -46,7 +53,12 @@ func newLink(t testing.TB, name, upstream string) *link {
 	return l
 }
 
-func (l *link) address() string { return l.proxy.Listen }
+func (l *link) address() string {
+	if l.direct != "" {
+		return l.direct
+	}
+	return l.proxy.Listen
+}
 
 // through gives a URL with the link's address in it.
 func (l *link) through(address string) string {

@@ -14,6 +14,10 @@ func TestMain(m *testing.M) {
 		serveBroker(options)
 		return
 	}
+	if options, ok := os.LookupEnv(loadVariable); ok {
+		serveLoad(options)
+		return
+	}
 	// Toxiproxy forgets those that wait to hand on what nobody reads any more.
 	testkit.Main(m,
 		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"),

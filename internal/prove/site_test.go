@@ -29,6 +29,7 @@ const (
 // size says how large a site is.
 type size struct {
 	nodes, brokers, verifiers int
+	direct                    bool // nothing is to be broken, and nobody stands between
 
 	program     servertest.Program // default: keyledger as it is
 	env         []string           // of the servers, beside what the site needs
@@ -39,6 +40,7 @@ type size struct {
 type site struct {
 	t        testing.TB
 	size     size
+	link     linker
 	clock    time.Time // when it began; every moment is told from there
 	postgres *testkit.Cluster
 	brokers  []*broker
@@ -64,8 +66,12 @@ type node struct {
 
 func startSite(t testing.TB, size size) *site {
 	t.Helper()
+	link := newLink
+	if size.direct {
+		link = newDirect
+	}
 	s := &site{
-		t: t, size: size, clock: time.Now(), postgres: testkit.Postgres(t, postgres.Options{}), brokers: startBrokers(t, size.brokers),
+		t: t, size: size, link: link, clock: time.Now(), postgres: testkit.Postgres(t, postgres.Options{}), brokers: startBrokers(t, size.brokers, link),
 		client: &http.Client{Timeout: answerWithin, Transport: &http.Transport{MaxIdleConns: 2000, MaxIdleConnsPerHost: 500, IdleConnTimeout: 3 * time.Second}},
 	}
 	t.Cleanup(s.client.CloseIdleConnections)
@@ -107,12 +113,12 @@ func startSite(t testing.TB, size size) *site {
 func (s *site) newNode(i int) *node {
 	s.t.Helper()
 	name := "node" + strconv.Itoa(i)
-	n := &node{t: s.t, name: name, database: newLink(s.t, name+" to postgres", hostOf(s.t, s.postgres.URL()))}
+	n := &node{t: s.t, name: name, database: s.link(s.t, name+" to postgres", hostOf(s.t, s.postgres.URL()))}
 	var urls []string
 	for j := range s.brokers {
 		// Each prefers another broker.
 		b := s.brokers[(i+j)%len(s.brokers)]
-		l := newLink(s.t, name+" to "+b.options.Name, fmt.Sprintf("127.0.0.1:%d", b.options.Port))
+		l := s.link(s.t, name+" to "+b.options.Name, fmt.Sprintf("127.0.0.1:%d", b.options.Port))
 		n.nats = append(n.nats, l)
 		urls = append(urls, urlOf(l.address()))
 	}
