@@ -103,7 +103,7 @@ func (s *Server) bullseyeRevoke(r *request) error {
 	if _, err := r.jsonBody(); err != nil { // nothing in it matters
 		return err
 	}
-	with := s.lastUse(r.ctx, p.organization, id)
+	with := s.lastUse(r.ctx, id)
 	done, err := s.revoke(r, p, id, "", false)
 	if err != nil {
 		return err

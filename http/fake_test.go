@@ -233,6 +233,19 @@ func (g *ledger) Get(_ context.Context, organization domain.OrganizationID, id d
 	return g.view(id), nil
 }
 
+func (g *ledger) Used(_ context.Context, id domain.KeyID) (uses uint64, last time.Time, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.down != nil {
+		return 0, last, g.down
+	}
+	if _, ok := g.keys[id]; !ok {
+		return 0, last, nil
+	}
+	view := g.view(id)
+	return view.Uses, view.LastUsedAt, nil
+}
+
 // set changes the ledger under its lock.
 func (g *ledger) set(change func(g *ledger)) {
 	g.mu.Lock()

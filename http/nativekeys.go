@@ -93,7 +93,7 @@ func (s *Server) nativeRevoke(r *request) error {
 	if err != nil {
 		return err
 	}
-	with := s.lastUse(r.ctx, p.organization, id)
+	with := s.lastUse(r.ctx, id)
 	done, err := s.revoke(r, p, id, reason, later)
 	if err != nil {
 		return err
@@ -124,13 +124,11 @@ func appendFence(dst []byte, done *revoked) []byte {
 
 // lastUse asks for what the list alone knows of a key, its uses, while the ledger is
 // busy with it. What was done stands whether or not the list can be asked now.
-func (s *Server) lastUse(ctx context.Context, organization domain.OrganizationID, id domain.KeyID) (with func(domain.Key) *domain.KeyView) {
+func (s *Server) lastUse(ctx context.Context, id domain.KeyID) (with func(domain.Key) *domain.KeyView) {
 	found := make(chan domain.KeyView, 1)
 	go func() {
-		view, err := s.keys.Get(ctx, organization, id, 0)
-		if err != nil {
-			view = domain.KeyView{}
-		}
+		var view domain.KeyView
+		view.Uses, view.LastUsedAt, _ = s.keys.Used(ctx, id)
 		found <- view
 	}()
 	return func(key domain.Key) *domain.KeyView {
@@ -147,7 +145,7 @@ func (s *Server) lastUse(ctx context.Context, organization domain.OrganizationID
 }
 
 // lastUseWithin is how much longer than for all else an answer waits for a key's uses.
-const lastUseWithin = 100 * time.Millisecond
+const lastUseWithin = 20 * time.Millisecond
 
 // readNativeCreation reads what a client says of a new key. Nothing is given away
 // by leaving it out: scopes must be named. A limit of null or 0 is none.

@@ -41,11 +41,13 @@ type Verifier interface {
 	Position() domain.Position
 }
 
-// KeyList is the list view. Both show at least everything that was committed when
+// KeyList is the list view. List and Get show at least everything that was committed when
 // they were called.
 type KeyList interface {
 	List(ctx context.Context, query domain.KeyQuery) ([]domain.KeyView, error)
 	Get(ctx context.Context, organization domain.OrganizationID, id domain.KeyID, atLeast domain.Position) (domain.KeyView, error)
+	// Used gives how often a key was accepted, and when it was used last, as far as is known.
+	Used(ctx context.Context, id domain.KeyID) (uses uint64, last time.Time, err error)
 }
 
 // Options are what a Server needs, and what a deployment chooses.

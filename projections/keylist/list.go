@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -57,6 +58,24 @@ func (l *List) Get(ctx context.Context, organization domain.OrganizationID, id d
 		return domain.KeyView{}, domain.Errorf(domain.CodeNotFound, "no such key")
 	}
 	return views[0], nil
+}
+
+// Used gives how often a key was accepted and when it was used last, as far as it is known: nobody
+// catches up for it. A key without uses, or none, has zeros.
+func (l *List) Used(ctx context.Context, id domain.KeyID) (uses uint64, last time.Time, err error) {
+	var accepted int64
+	var at pgtype.Timestamptz
+	err = l.pool.QueryRow(ctx, `SELECT accepted, last_used_at FROM usage_keys WHERE key_id = $1`, [16]byte(id)).Scan(&accepted, &at)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, last, nil
+	case err != nil:
+		return 0, last, eventstore.Wrap(err, "read the uses of a key")
+	}
+	if at.Valid {
+		last = at.Time.UTC()
+	}
+	return uint64(accepted), last, nil
 }
 
 // The queries read head, checkpoint and keys in one statement, so in one

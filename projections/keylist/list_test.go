@@ -264,4 +264,11 @@ func TestAListShowsTheLastAcceptedUse(t *testing.T) {
 	if diff := cmp.Diff(want, views); diff != "" {
 		t.Error(diff)
 	}
+	for _, view := range want {
+		uses, last, err := list.Used(t.Context(), view.ID)
+		logtest.Must(t, err)
+		if uses != view.Uses || !last.Equal(view.LastUsedAt) {
+			t.Errorf("key %s was used %d times, last at %s; want %d and %s", view.ID, uses, last, view.Uses, view.LastUsedAt)
+		}
+	}
 }
