@@ -48,3 +48,10 @@ func TestAKeyTakesLessThan100Bytes(t *testing.T) {
 	runtime.KeepAlive(keys)
 	runtime.KeepAlive(x)
 }
+
+func TestMeasuringTheMemoryTakesNone(t *testing.T) {
+	x := filled(t, plainKeys(1000))
+	if n := testing.AllocsPerRun(10, func() { _ = x.Memory() }); n > 0 {
+		t.Errorf("a look at the memory makes %.0f objects", n)
+	}
+}

@@ -26,8 +26,19 @@ func (s *slab[S]) grow(i uint32) error {
 	if i >= directorySize {
 		return errFull
 	}
-	s.segments[i].Store(new(S))
+	segment := new(S)
+	preferHugePages(unsafe.Pointer(segment), unsafe.Sizeof(*segment))
+	s.segments[i].Store(segment)
 	return nil
+}
+
+// settle is for when a slab was filled in one go: its memory is not only to come in huge pages, but
+// to consist of them.
+func (s *slab[S]) settle() {
+	for i := range s.made() {
+		segment := s.segment(uint32(i))
+		makeHugePages(unsafe.Pointer(segment), unsafe.Sizeof(*segment))
+	}
 }
 
 const (
@@ -56,8 +67,9 @@ func (s *slab[S]) made() int {
 }
 
 func (s *slab[S]) bytes() uint64 {
-	var segment S
-	return uint64(s.made()) * uint64(unsafe.Sizeof(segment))
+	// The size of a variable would do as well, but a segment is too large for the stack: each call would make
+	// one on the heap.
+	return uint64(s.made()) * uint64(unsafe.Sizeof(*(*S)(nil)))
 }
 
 var errFull = errors.New("the verification index is full")

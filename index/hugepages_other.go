@@ -1,0 +1,9 @@
+//go:build !linux
+
+package index
+
+import "unsafe"
+
+func preferHugePages(unsafe.Pointer, uintptr) {}
+
+func makeHugePages(unsafe.Pointer, uintptr) {}
