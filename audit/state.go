@@ -151,6 +151,12 @@ func Sentence(e eventstore.Event) string {
 		if event.RateLimit > 0 {
 			what += fmt.Sprintf(", %d requests a minute", event.RateLimit)
 		}
+		if q := event.Quota; q.Given() {
+			what += fmt.Sprintf(", %d uses", q.Limit)
+			if q.Refill != domain.RefillNone {
+				what += " a " + string(q.Refill)
+			}
+		}
 		if !event.ExpiresAt.IsZero() {
 			what += ", until " + event.ExpiresAt.Format(time.RFC3339)
 		}

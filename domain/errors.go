@@ -20,6 +20,7 @@ const (
 	CodeUnprocessable        Code = "unprocessable"          // well-formed, and against a rule
 	CodeIdempotencyReused    Code = "idempotency_reused"     // a command id that stands for another command
 	CodeRateLimited          Code = "rate_limited"           // over the key's limit
+	CodeQuotaExceeded        Code = "quota_exceeded"         // the key's quota is used up
 	CodeStale                Code = "stale"                  // a position that was asked for is not here yet
 	CodeUnavailable          Code = "unavailable"            // the ledger cannot be reached: try again, nothing is known
 	CodeInternal             Code = "internal"               // a fault of ours

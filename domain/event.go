@@ -26,6 +26,7 @@ type KeyCreated struct {
 	Prefix       string // what is shown of the key for ever
 	Scopes       Scopes
 	RateLimit    uint32    // requests a minute; 0: none
+	Quota        Quota     // `limit` uses in a period, `refill` `none`, `day` or `month` (UTC); it is absent when there is none
 	ExpiresAt    time.Time // zero: never
 	At           time.Time
 	Name         string // personal

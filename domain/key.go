@@ -20,6 +20,7 @@ type Key struct {
 	Name         string
 	Scopes       Scopes
 	RateLimit    uint32 // requests a minute; 0: none
+	Quota        Quota
 	CreatedAt    time.Time
 	CreatedBy    UserID
 	ExpiresAt    time.Time // zero: never
@@ -49,6 +50,7 @@ type CreateKey struct {
 	Name         string
 	Scopes       Scopes
 	RateLimit    uint32 // requests a minute; 0: none
+	Quota        Quota
 	ExpiresAt    time.Time
 	CreatedBy    UserID
 	// Granter are the scopes of whoever creates the key: nobody can hand on what
@@ -79,6 +81,7 @@ type UseKey struct {
 	Boot      ID
 	Flush     uint64
 	Required  Scopes
+	OverQuota bool
 	OverLimit bool
 	DecidedAt Position
 }
@@ -114,7 +117,11 @@ func DecideKey(key Key, command KeyCommand) ([]Event, error) {
 			return nil, Errorf(CodeNotFound, "no such key")
 		}
 		outcome := key.Judge(c.Now, c.Required)
-		if outcome == OutcomeValid && c.OverLimit {
+		switch {
+		case outcome != OutcomeValid:
+		case c.OverQuota:
+			outcome = OutcomeQuotaExceeded
+		case c.OverLimit:
 			outcome = OutcomeRateLimited
 		}
 		use := Use{Key: key.ID, Outcome: outcome, Count: 1, First: c.Now, Last: c.Now, DecidedAt: c.DecidedAt}
@@ -138,8 +145,11 @@ func createKey(key Key, c CreateKey) ([]Event, error) {
 	case !c.Granter.ImplyAll(c.Scopes):
 		return nil, &Error{Code: CodeForbidden, Field: "scopes", Message: "a credential cannot grant a scope that it does not imply itself"}
 	}
+	if err := checkQuota(c.Quota); err != nil {
+		return nil, err
+	}
 	return []Event{KeyCreated{
-		Key: c.Key, Organization: c.Organization, Digest: c.Digest, Prefix: c.Prefix, Scopes: c.Scopes, RateLimit: c.RateLimit,
+		Key: c.Key, Organization: c.Organization, Digest: c.Digest, Prefix: c.Prefix, Scopes: c.Scopes, RateLimit: c.RateLimit, Quota: c.Quota,
 		ExpiresAt: c.ExpiresAt, At: c.Now, Name: c.Name, CreatedBy: c.CreatedBy,
 	}}, nil
 }
@@ -154,7 +164,7 @@ func EvolveKey(key Key, event Event) (Key, error) {
 		}
 		return Key{
 			ID: e.Key, Organization: e.Organization, Digest: e.Digest, Prefix: e.Prefix, Name: e.Name, Scopes: e.Scopes,
-			RateLimit: e.RateLimit, CreatedAt: e.At, CreatedBy: e.CreatedBy, ExpiresAt: e.ExpiresAt,
+			RateLimit: e.RateLimit, Quota: e.Quota, CreatedAt: e.At, CreatedBy: e.CreatedBy, ExpiresAt: e.ExpiresAt,
 		}, nil
 	case KeyRevoked:
 		if !key.Exists() {

@@ -19,13 +19,15 @@ const (
 	// OutcomeValidStale is how a use is recorded that a verifier accepted beyond its
 	// lease, since it was told to go on. No verdict has it: those are valid, and say Stale.
 	OutcomeValidStale
+	// OutcomeQuotaExceeded hides OutcomeRateLimited: to wait a minute would not help.
+	OutcomeQuotaExceeded
 	outcomes
 )
 
 // Outcomes is how many there are: the size of an array that is indexed by them.
 const Outcomes = int(outcomes)
 
-var outcomeTexts = [Outcomes]string{"VALID", "NOT_FOUND", "REVOKED", "DISABLED", "EXPIRED", "INSUFFICIENT_SCOPE", "RATE_LIMITED", "VALID_STALE"}
+var outcomeTexts = [Outcomes]string{"VALID", "NOT_FOUND", "REVOKED", "DISABLED", "EXPIRED", "INSUFFICIENT_SCOPE", "RATE_LIMITED", "VALID_STALE", "QUOTA_EXCEEDED"}
 
 func (o Outcome) String() string {
 	if int(o) < Outcomes {
@@ -47,8 +49,8 @@ func ParseOutcome(text string) (Outcome, error) {
 // Accepted says whether the key could be used.
 func (o Outcome) Accepted() bool { return o == OutcomeValid || o == OutcomeValidStale }
 
-// Judge gives the verdict on a use of a known key, but for its limit: a limit is
-// looked at last, since a refusal for any other reason costs none.
+// Judge gives the verdict on a use of a known key, but for its quota and its limit: those
+// are looked at last, since a refusal for any other reason costs none of either.
 func (k Key) Judge(now time.Time, required Scopes) Outcome {
 	switch {
 	case k.Revoked:

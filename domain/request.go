@@ -77,4 +77,7 @@ type KeyView struct {
 	Key
 	LastUsedAt time.Time // zero: never
 	Uses       uint64    // accepted uses
+	// Standing is where the key stands against its quota, as this node knows it; zero where it
+	// does not, or the key has none.
+	Standing QuotaStanding
 }

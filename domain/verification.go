@@ -10,7 +10,8 @@ type Verification struct {
 	Now      time.Time      // read after the request arrived, with its monotonic part
 	// Free judges a key without its limit, and costs none of it. It is for a key
 	// that asks about another one, whose limit alone a verification counts against,
-	// and for authorising the same request a second time.
+	// and for authorising the same request a second time. A quota counts these uses too:
+	// they are recorded, and it is what the log says that counts.
 	Free bool
 	// Silent looks again at a key that was admitted before, while what it was admitted
 	// for goes on: it is no use, costs nothing and is recorded nowhere.
@@ -35,6 +36,7 @@ type Verdict struct {
 	// revoked meanwhile may be accepted.
 	Stale bool
 	Limit Limit
+	Quota QuotaStanding
 }
 
 // Limit is where a key stands against its limit. The zero Limit is none.

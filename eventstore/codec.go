@@ -44,6 +44,14 @@ func encode(event domain.Event) (data []byte, p personal, err error) {
 	case domain.KeyCreated:
 		o.text("keyId", e.Key.String()).text("organizationId", string(e.Organization)).text("digest", e.Digest.Hex()).text("prefix", e.Prefix)
 		o.texts("scopes", e.Scopes.Strings()).numberOrNull("rateLimit", uint64(e.RateLimit)).timeOrNull("expiresAt", e.ExpiresAt).timeOrNull("at", e.At)
+		if e.Quota.Given() { // what was written before there were quotas stays as it is
+			var quota object
+			inner, err := quota.number("limit", e.Quota.Limit).text("refill", string(e.Quota.Refill)).close()
+			if err != nil {
+				return nil, p, err
+			}
+			o.raw("quota", inner)
+		}
 		p = personal{Name: e.Name, CreatedBy: string(e.CreatedBy)}
 	case domain.KeyRevoked:
 		o.text("keyId", e.Key.String()).text("organizationId", string(e.Organization)).timeOrNull("at", e.At)
@@ -176,6 +184,10 @@ func decodeKeyCreated(data []byte, p personal) (domain.Event, error) {
 		RateLimit    *uint32    `json:"rateLimit"`
 		ExpiresAt    *time.Time `json:"expiresAt"`
 		At           time.Time  `json:"at"`
+		Quota        *struct {
+			Limit  uint64 `json:"limit"`
+			Refill string `json:"refill"`
+		} `json:"quota"`
 	}
 	if err := unmarshal(data, &d); err != nil {
 		return nil, err
@@ -201,6 +213,16 @@ func decodeKeyCreated(data []byte, p personal) (domain.Event, error) {
 	}
 	if d.ExpiresAt != nil {
 		e.ExpiresAt = *d.ExpiresAt
+	}
+	if q := d.Quota; q != nil {
+		// A quota that this does not know must not be taken for none.
+		if q.Limit == 0 || q.Limit > domain.MostQuota {
+			return nil, fmt.Errorf("a quota of %d uses", q.Limit)
+		}
+		if e.Quota.Refill, err = domain.ParseRefill(q.Refill); err != nil {
+			return nil, err
+		}
+		e.Quota.Limit = q.Limit
 	}
 	return e, nil
 }

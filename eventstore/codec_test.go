@@ -42,6 +42,10 @@ func goldenEvents() map[string]domain.Event {
 		"KeyCreated.1.unlimited": domain.KeyCreated{
 			Key: key, Organization: "org_abc123", Digest: digest, Prefix: "bsk_live_a1b2", Scopes: domain.Scopes{"*"}, At: at, Name: "CI/CD",
 		},
+		"KeyCreated.1.quota": domain.KeyCreated{
+			Key: key, Organization: "org_abc123", Digest: digest, Prefix: "bsk_live_a1b2", Scopes: domain.Scopes{"*"}, At: at, Name: "CI/CD",
+			Quota: domain.Quota{Limit: 10_000, Refill: domain.RefillMonth},
+		},
 		"KeyRevoked.1": domain.KeyRevoked{Key: key, Organization: "org_abc123", At: at, Reason: "leaked"},
 		"RevocationFenced.1": domain.RevocationFenced{
 			Key: key, Organization: "org_abc123", Position: 42, Confirmed: []domain.ID{domain.ID(key)}, Expired: []domain.ID{{15: 1}}, Waited: 1060 * time.Millisecond, At: at,

@@ -71,6 +71,7 @@ func tables(t *testing.T) string {
 		typ := comments[event.EventName()]
 		fmt.Fprintf(&b, "\n**`%s`**, schema 1. %s\n\n| field | form | |\n|---|---|---|\n", event.EventName(), typ.text)
 		optional := map[string]bool{}
+		fields, absent := fieldsOf(t, data), map[string]bool{}
 		for other, e := range events {
 			if !strings.HasPrefix(other, name+".") {
 				continue
@@ -81,12 +82,18 @@ func tables(t *testing.T) string {
 			}
 			for _, f := range fieldsOf(t, bare) {
 				optional[f.name] = optional[f.name] || string(f.value) == "null"
+				if !slices.ContainsFunc(fields, func(known field) bool { return known.name == f.name }) {
+					fields, absent[f.name] = append(fields, f), true
+				}
 			}
 		}
-		for _, f := range fieldsOf(t, data) {
+		for _, f := range fields {
 			form := form(f.name, f.value)
 			if optional[f.name] {
 				form += " or null"
+			}
+			if absent[f.name] {
+				form += ", or absent"
 			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.name, form, typ.fields[goName(f.name)])
 		}
@@ -143,6 +150,8 @@ func form(name string, value json.RawMessage) string {
 			return "list"
 		}
 		return "list of " + form(name, list[0])
+	case value[0] == '{':
+		return "object"
 	case aTime.Match(value):
 		return "time"
 	case aUUID.Match(value):

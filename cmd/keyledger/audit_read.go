@@ -47,6 +47,7 @@ type stateKey struct {
 	Prefix       string                `json:"prefix"`
 	Scopes       []string              `json:"scopes"`
 	RateLimit    uint32                `json:"rateLimit"`
+	Quota        stateQuota            `json:"quota,omitzero"`
 	CreatedAt    time.Time             `json:"createdAt"`
 	CreatedBy    domain.UserID         `json:"createdBy,omitempty"`
 	ExpiresAt    time.Time             `json:"expiresAt,omitzero"`
@@ -54,11 +55,17 @@ type stateKey struct {
 	RevokedAt    time.Time             `json:"revokedAt,omitzero"`
 }
 
+// stateQuota is a key's quota as --json prints it.
+type stateQuota struct {
+	Limit  uint64        `json:"limit"`
+	Refill domain.Refill `json:"refill"`
+}
+
 func (p *program) showState(at domain.Position, keys []domain.Key) error {
 	if p.config.JSON {
 		list := make([]stateKey, len(keys))
 		for i, k := range keys {
-			list[i] = stateKey{k.ID.String(), k.Organization, k.Name, k.Prefix, k.Scopes.Strings(), k.RateLimit, k.CreatedAt, k.CreatedBy, k.ExpiresAt, k.Revoked, k.RevokedAt}
+			list[i] = stateKey{k.ID.String(), k.Organization, k.Name, k.Prefix, k.Scopes.Strings(), k.RateLimit, stateQuota(k.Quota), k.CreatedAt, k.CreatedBy, k.ExpiresAt, k.Revoked, k.RevokedAt}
 		}
 		return p.printJSON(struct {
 			Position domain.Position `json:"position"`

@@ -189,6 +189,7 @@ func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint,
 	created, expires, revokedAt := make([]*time.Time, n), make([]*time.Time, n), make([]*time.Time, n)
 	disabled, revoked := make([]bool, n), make([]bool, n)
 	versions, positions := make([]int64, n), make([]int64, n)
+	quotas, refills := make([]int64, n), make([]string, n)
 	for i, e := range changed {
 		ids[i], organizations[i], prefixes[i] = e.ID.UUID(), string(e.Organization), e.Prefix
 		names[i], scopes[i], creators[i] = e.Name, strings.Join(e.Scopes.Strings(), " "), string(e.CreatedBy)
@@ -197,34 +198,35 @@ func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint,
 		created[i], expires[i], revokedAt[i] = orNull(&e.CreatedAt), orNull(&e.ExpiresAt), orNull(&e.RevokedAt)
 		disabled[i], revoked[i] = e.Disabled, e.Revoked
 		versions[i], positions[i] = int64(e.Version), int64(e.Position)
+		quotas[i], refills[i] = int64(e.Quota.Limit), string(e.Quota.Refill)
 	}
 	arguments := []any{
 		ids, organizations, digests, prefixes, names, scopes, limits,
-		created, creators, expires, disabled, revoked, revokedAt, versions, positions,
+		created, creators, expires, disabled, revoked, revokedAt, versions, positions, quotas, refills,
 	}
 	forget := ""
 	if len(erased) > 0 {
 		// A statement changes a row once: those that it writes anyway are nameless already.
 		forget = `, forgotten AS (
 UPDATE ` + p.table + ` k SET name = '', created_by = ''
- WHERE k.organization = ANY ($23::text[]) AND k.key_id <> ALL ($8::uuid[]) AND (k.name <> '' OR k.created_by <> '') AND EXISTS (SELECT FROM moved))`
+ WHERE k.organization = ANY ($25::text[]) AND k.key_id <> ALL ($8::uuid[]) AND (k.name <> '' OR k.created_by <> '') AND EXISTS (SELECT FROM moved))`
 		arguments = append(arguments, erased)
 	}
 	return projections.Move(ctx, p.db, p, from, to, change, `, kept AS (
 INSERT INTO `+p.table+` AS k (key_id, organization, digest, prefix, name, scopes, rate_limit,
-       created_at, created_by, expires_at, disabled, revoked, revoked_at, version, position)
+       created_at, created_by, expires_at, disabled, revoked, revoked_at, version, position, quota_limit, quota_refill)
 SELECT n.key_id, n.organization, n.digest, n.prefix, n.name, string_to_array(n.scopes, ' '), n.rate_limit,
-       n.created_at, n.created_by, n.expires_at, n.disabled, n.revoked, n.revoked_at, n.version, n.position
+       n.created_at, n.created_by, n.expires_at, n.disabled, n.revoked, n.revoked_at, n.version, n.position, n.quota_limit, n.quota_refill
   FROM unnest($8::uuid[], $9::text[], $10::bytea[], $11::text[], $12::text[], $13::text[], $14::integer[],
-              $15::timestamptz[], $16::text[], $17::timestamptz[], $18::boolean[], $19::boolean[], $20::timestamptz[], $21::bigint[], $22::bigint[])
+              $15::timestamptz[], $16::text[], $17::timestamptz[], $18::boolean[], $19::boolean[], $20::timestamptz[], $21::bigint[], $22::bigint[], $23::bigint[], $24::text[])
        AS n (key_id, organization, digest, prefix, name, scopes, rate_limit,
-             created_at, created_by, expires_at, disabled, revoked, revoked_at, version, position)
+             created_at, created_by, expires_at, disabled, revoked, revoked_at, version, position, quota_limit, quota_refill)
  WHERE EXISTS (SELECT FROM moved)
     ON CONFLICT (key_id) DO UPDATE SET organization = excluded.organization, digest = excluded.digest, prefix = excluded.prefix,
        name = excluded.name, scopes = excluded.scopes, rate_limit = excluded.rate_limit,
        created_at = excluded.created_at, created_by = excluded.created_by, expires_at = excluded.expires_at,
        disabled = excluded.disabled, revoked = excluded.revoked, revoked_at = excluded.revoked_at,
-       version = excluded.version, position = excluded.position)`+forget, arguments...)
+       version = excluded.version, position = excluded.position, quota_limit = excluded.quota_limit, quota_refill = excluded.quota_refill)`+forget, arguments...)
 }
 
 // copy writes new rows the fast way, in a statement of its own. That is sound only
@@ -235,12 +237,12 @@ func (p *Projection) copy(ctx context.Context, created []*entry) error {
 	}
 	_, err := p.db.CopyFrom(ctx, pgx.Identifier{p.table}, []string{
 		"key_id", "organization", "digest", "prefix", "name", "scopes", "rate_limit",
-		"created_at", "created_by", "expires_at", "disabled", "revoked", "revoked_at", "version", "position",
+		"created_at", "created_by", "expires_at", "disabled", "revoked", "revoked_at", "version", "position", "quota_limit", "quota_refill",
 	}, pgx.CopyFromSlice(len(created), func(i int) ([]any, error) {
 		e := created[i]
 		return []any{
 			[16]byte(e.ID), string(e.Organization), e.Digest[:], e.Prefix, e.Name, e.Scopes.Strings(), int32(e.RateLimit),
-			e.CreatedAt, string(e.CreatedBy), orNull(&e.ExpiresAt), e.Disabled, e.Revoked, orNull(&e.RevokedAt), int64(e.Version), int64(e.Position),
+			e.CreatedAt, string(e.CreatedBy), orNull(&e.ExpiresAt), e.Disabled, e.Revoked, orNull(&e.RevokedAt), int64(e.Version), int64(e.Position), int64(e.Quota.Limit), string(e.Quota.Refill),
 		}, nil
 	}))
 	return eventstore.Wrap(err, "copy %d keys into %s", len(created), p.table)

@@ -19,7 +19,8 @@ type entry struct {
 
 // columns are a row of the table k, as a row scans them.
 const columns = `k.key_id, k.organization, k.digest, k.prefix, k.name, k.scopes, k.rate_limit,
-       k.created_at, k.created_by, k.expires_at, k.disabled, k.revoked, k.revoked_at, k.version, k.position`
+       k.created_at, k.created_by, k.expires_at, k.disabled, k.revoked, k.revoked_at, k.version, k.position,
+       k.quota_limit, k.quota_refill`
 
 // row is what pgx scans. Every column is null where a status row has no key
 // beside it.
@@ -39,12 +40,15 @@ type row struct {
 	revokedAt    pgtype.Timestamptz
 	version      pgtype.Int8
 	position     pgtype.Int8
+	quotaLimit   pgtype.Int8
+	quotaRefill  pgtype.Text
 }
 
 func (r *row) targets() []any {
 	return []any{
 		&r.id, &r.organization, &r.digest, &r.prefix, &r.name, &r.scopes, &r.rateLimit,
 		&r.createdAt, &r.createdBy, &r.expiresAt, &r.disabled, &r.revoked, &r.revokedAt, &r.version, &r.position,
+		&r.quotaLimit, &r.quotaRefill,
 	}
 }
 
@@ -53,6 +57,7 @@ func (r *row) entry() entry {
 		Key: domain.Key{
 			ID: r.id.Bytes, Organization: domain.OrganizationID(r.organization.String), Prefix: r.prefix.String, Name: r.name.String,
 			Scopes: make(domain.Scopes, len(r.scopes)), RateLimit: uint32(r.rateLimit.Int32),
+			Quota:     domain.Quota{Limit: uint64(r.quotaLimit.Int64), Refill: domain.Refill(r.quotaRefill.String)},
 			CreatedAt: r.createdAt.Time.UTC(), CreatedBy: domain.UserID(r.createdBy.String),
 			Disabled: r.disabled.Bool, Revoked: r.revoked.Bool,
 		},
@@ -90,7 +95,11 @@ func (e *entry) hash() [sha256.Size]byte {
 	}
 	b = append(b, flag(e.Disabled), flag(e.Revoked))
 	b = binary.BigEndian.AppendUint64(b, e.Version)
-	return sha256.Sum256(binary.BigEndian.AppendUint64(b, uint64(e.Position)))
+	b = binary.BigEndian.AppendUint64(b, uint64(e.Position))
+	if e.Quota.Given() { // what has none is hashed as before there were any
+		b = append(binary.BigEndian.AppendUint64(b, e.Quota.Limit), e.Quota.Refill...)
+	}
+	return sha256.Sum256(b)
 }
 
 func flag(set bool) byte {
