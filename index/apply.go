@@ -56,6 +56,9 @@ func (x *Index) apply(events []Event) error {
 			return fmt.Errorf("%w: epoch %d of ledger %s, after epoch %d of %s", ErrForeign, e.Epoch, e.Ledger.UUID(), c.history.Epoch, c.history.Ledger.UUID())
 		}
 		shadowed := c.shadowed
+		if err := x.defineNew(c, e); err != nil {
+			return fmt.Errorf("%w: %T at position %d: %w", ErrBroken, e.Event, e.Position, err)
+		}
 		if err := c.fold(e); err != nil {
 			return fmt.Errorf("%w: %T at position %d: %w", ErrBroken, e.Event, e.Position, err)
 		}
@@ -97,7 +100,7 @@ func (c *contents) fold(e *Event) error {
 		}
 		return c.add(&key{
 			digest: event.Digest, id: event.Key, organization: string(event.Organization), name: event.Name,
-			scopes: c.profiles.scopes.intern(event.Scopes), limit: event.RateLimit, expires: instant(event.ExpiresAt), version: e.Version,
+			scopes: c.profiles.scopes.intern(event.Scopes), limit: event.RateLimit, quota: event.Quota, expires: instant(event.ExpiresAt), version: e.Version,
 		})
 	case domain.KeyRevoked:
 		ref, err := c.next(event.Key, e)

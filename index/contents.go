@@ -33,9 +33,10 @@ type contents struct {
 	// The writer's own.
 	through  domain.Position // up to here events may show in the keys already
 	byID     table
-	count    uint32   // references given out
-	free     []uint32 // those given back
-	shadowed int      // keys that are not found, since their digest is another key's
+	count    uint32       // references given out
+	free     []uint32     // those given back
+	defined  []definition // quotas of the keys that were loaded
+	shadowed int          // keys that are not found, since their digest is another key's
 }
 
 // key is a key's state as the writer hands it over.
@@ -46,9 +47,16 @@ type key struct {
 	name         string
 	scopes       uint32
 	limit        uint32
+	quota        domain.Quota
 	expires      uint64 // instant
 	flags        uint8
 	version      uint64
+}
+
+// definition is a key's quota, until the index has a place for it.
+type definition struct {
+	key   domain.KeyID
+	quota domain.Quota
 }
 
 const shards = 512
@@ -104,6 +112,9 @@ func (c *contents) add(k *key) error {
 	organization, err := c.profiles.organizationPlace(k.organization)
 	if err != nil {
 		return err
+	}
+	if k.quota.Given() {
+		k.flags |= flagQuota
 	}
 	profile, err := c.profiles.intern(traits{
 		organization: organization, scopes: k.scopes, limit: min(k.limit, recentMask), flags: k.flags, version: k.version,

@@ -29,34 +29,41 @@ type Options struct {
 	// given all the same. They say Stale, and a use that one of them accepts is
 	// counted as OutcomeValidStale.
 	MaxStale time.Duration
+	// QuotasElsewhere has keys with a quota that nothing else is against refused with ErrElsewhere:
+	// somebody else counts what is spent of it.
+	QuotasElsewhere bool
 }
 
 // Index answers whether a key may be used, from memory.
 type Index struct {
-	logger   *slog.Logger
-	clock    func() time.Time
-	base     time.Time // limits and leases count time from here, and with the monotonic clock
-	leased   bool
-	lease    time.Duration
-	maxStale time.Duration
+	logger          *slog.Logger
+	clock           func() time.Time
+	base            time.Time // limits and leases count time from here, and with the monotonic clock
+	leased          bool
+	lease           time.Duration
+	maxStale        time.Duration
+	quotasElsewhere bool
+	quotaNews       chan struct{}
 
 	_ [64]byte
 	// What every verification reads. It is written when the keys are loaded, and
 	// never by a verification.
 	contents atomic.Pointer[contents]
 	sharing  atomic.Pointer[sharing] // nil: this node is alone
+	quotas   atomic.Pointer[quotas]  // nil: no key has one
 	_        [64]byte
 
 	unknown [unknownStripes]stripe
 
-	mu     sync.Mutex // held by whoever changes contents or what follows
-	leases leases
-	target domain.Position // where the log ended when it was loaded
-	former []*contents     // whose uses may still have to be collected
-	moved  chan struct{}   // closed when the position has changed; nil: nobody waits
-	took   time.Duration   // by the last load
-	keys   int             // in it
-	loads  uint8
+	mu       sync.Mutex // held by whoever changes contents or what follows
+	leases   leases
+	target   domain.Position // where the log ended when it was loaded
+	former   []*contents     // whose uses may still have to be collected
+	moved    chan struct{}   // closed when the position has changed; nil: nobody waits
+	took     time.Duration   // by the last load
+	loadedAt time.Time
+	keys     int // in it
+	loads    uint8
 
 	percent int    // of the garbage collector, without the index; 0: it is left alone
 	tuned   uint32 // segments when it was set last
@@ -86,7 +93,7 @@ func New(o Options) *Index {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	x := &Index{logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth), leased: o.Leased, lease: o.Lease, maxStale: o.MaxStale}
+	x := &Index{logger: o.Logger, clock: o.Clock, base: o.Clock().Add(-2 * bucketWidth), leased: o.Leased, lease: o.Lease, maxStale: o.MaxStale, quotasElsewhere: o.QuotasElsewhere, quotaNews: make(chan struct{}, 1)}
 	if o.TuneCollector {
 		x.percent = debug.SetGCPercent(100)
 		debug.SetGCPercent(x.percent)
@@ -163,6 +170,15 @@ func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where
 	switch {
 	case v.Silent:
 		s = c.peek(ref, t.limit, bucket)
+	case verdict.Outcome == domain.OutcomeValid && t.flags&flagQuota != 0:
+		s, err = x.useQuota(c, x.sharing.Load(), ref, &f, &t, v, verdict, micros, bucket, position)
+		if err == errShort { //nolint:errorlint // ours, and never wrapped
+			s, err = x.useQuotaShared(c, ref, &f, &t, v, verdict, micros, bucket, position)
+		}
+		if err != nil {
+			*verdict = domain.Verdict{}
+			return where, err
+		}
 	case verdict.Outcome == domain.OutcomeValid:
 		share := x.sharing.Load()
 		verdict.Outcome, where.tally, s, err = c.use(share, ref, &f, &t, v.Free, verdict.Stale, micros/1000, bucket, position)
@@ -176,6 +192,9 @@ func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where
 	default:
 		c.refuse(ref, f.id, t.organization, verdict.Outcome, micros/1000, position)
 		s = c.peek(ref, t.limit, bucket)
+	}
+	if t.flags&flagQuota != 0 && !verdict.Quota.Given() {
+		verdict.Quota = x.quotas.Load().stand(f.id, micros)
 	}
 	if t.limit > 0 {
 		verdict.Limit = domain.Limit{PerMinute: t.limit, Remaining: s.left, Next: v.Now, Reset: v.Now}
@@ -200,10 +219,11 @@ func (x *Index) miss(v *domain.Verification, verdict *domain.Verdict) {
 func bucketOf(since time.Duration) uint64 { return uint64(max(since, 0)) / bucketWidth }
 
 // Ready says whether the keys are loaded. Where leases count, Leased says whether
-// one does; that changes with the primary's health, and this does not.
+// one does; that changes with the primary's health, and this does not. What was spent of quotas belongs
+// to it, unless that takes long.
 func (x *Index) Ready() bool {
 	c := x.contents.Load()
-	return c != nil && c.loaded.Load()
+	return c != nil && c.loaded.Load() && x.quotasKnown()
 }
 
 // History is what the keys and positions belong to; false before any are loaded.

@@ -21,6 +21,7 @@ type model struct {
 	versions map[domain.KeyID]uint64
 	ids      []domain.KeyID
 	accepted map[domain.KeyID][]time.Time
+	spent    map[domain.KeyID]map[time.Time]uint64 // of quotas, by period
 	position domain.Position
 	pending  []Event
 }
@@ -29,6 +30,7 @@ func newModel() *model {
 	return &model{
 		now: time.Date(2026, 11, 22, 12, 0, 0, 123456000, time.UTC), keys: map[domain.KeyID]domain.Key{},
 		versions: map[domain.KeyID]uint64{}, accepted: map[domain.KeyID][]time.Time{},
+		spent: map[domain.KeyID]map[time.Time]uint64{},
 	}
 }
 
@@ -69,6 +71,9 @@ func (m *model) command(t *rapid.T) {
 			Name:      rapid.SampledFrom([]string{"n", "the name of a key", "Schlüssel 🔑", string(bytes.Repeat([]byte("ü"), 100))}).Draw(t, "name"),
 			Scopes:    domain.Scopes(rapid.SliceOfNDistinct(rapid.SampledFrom(scopeNames), 1, 4, rapid.ID).Draw(t, "scopes")),
 			RateLimit: rapid.SampledFrom([]uint32{0, 1, 3, 100, domain.MostRateLimit}).Draw(t, "limit"),
+			Quota: rapid.SampledFrom([]domain.Quota{
+				{}, {}, {Limit: 1, Refill: domain.RefillNone}, {Limit: 2, Refill: domain.RefillDay}, {Limit: 3, Refill: domain.RefillMonth}, {Limit: domain.MostQuota, Refill: domain.RefillDay},
+			}).Draw(t, "quota"),
 			ExpiresAt: rapid.SampledFrom([]time.Time{
 				{},
 				m.now.Add(time.Microsecond), m.now.Add(time.Minute), m.now.Add(time.Hour),
@@ -81,7 +86,7 @@ func (m *model) command(t *rapid.T) {
 	case 3:
 		m.record(domain.MemberAdded{Organization: organization, User: "u", Role: "member", At: m.now}, 1)
 	case 4:
-		m.now = m.now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1e3, 1e6, 7e9, 30e9, 70e9, 3600e9}).Draw(t, "pause")))
+		m.now = m.now.Add(time.Duration(rapid.SampledFrom([]int64{0, 1e3, 1e6, 7e9, 30e9, 70e9, 3600e9, 12 * 3600e9, 20 * 24 * 3600e9}).Draw(t, "pause")))
 	}
 }
 
@@ -106,6 +111,10 @@ func (m *model) verify(t *rapid.T, x *Index) {
 			Outcome: key.Judge(m.now, v.Required), Key: key.ID, Organization: key.Organization, Name: key.Name, Scopes: key.Scopes,
 			ExpiresAt: key.ExpiresAt, Version: m.versions[key.ID], Position: m.position, Limit: domain.Limit{PerMinute: key.RateLimit},
 		}
+		period := key.Quota.Refill.Start(m.now)
+		if want.Outcome == domain.OutcomeValid && key.Quota.Given() && m.spent[key.ID][period] >= key.Quota.Limit {
+			want.Outcome = domain.OutcomeQuotaExceeded
+		}
 		if want.Outcome == domain.OutcomeValid && got.Outcome == domain.OutcomeRateLimited && !v.Free && key.RateLimit > 0 {
 			if len(m.accepted[key.ID]) < int(key.RateLimit) {
 				t.Fatalf("over the limit of %d after %d uses", key.RateLimit, len(m.accepted[key.ID]))
@@ -114,6 +123,15 @@ func (m *model) verify(t *rapid.T, x *Index) {
 		}
 		if key.RateLimit > 0 {
 			m.limit(t, key, v, got)
+		}
+		if key.Quota.Given() {
+			if got.Outcome == domain.OutcomeValid {
+				if m.spent[key.ID] == nil {
+					m.spent[key.ID] = map[time.Time]uint64{}
+				}
+				m.spent[key.ID][period]++
+			}
+			want.Quota = domain.QuotaStanding{Quota: key.Quota, Remaining: key.Quota.Limit - m.spent[key.ID][period], Reset: key.Quota.Refill.Next(period)}
 		}
 	}
 	got.Limit.Remaining, got.Limit.Next, got.Limit.Reset = 0, time.Time{}, time.Time{}
@@ -198,7 +216,7 @@ func (m *model) loadAnew(t *rapid.T, x *Index) {
 
 func row(l *Loading, key domain.Key, version uint64) *Key {
 	return &Key{
-		Digest: key.Digest, ID: key.ID, Organization: string(key.Organization), Name: key.Name, Scopes: l.Scopes(key.Scopes), Limit: key.RateLimit,
+		Digest: key.Digest, ID: key.ID, Organization: string(key.Organization), Name: key.Name, Scopes: l.Scopes(key.Scopes), Limit: key.RateLimit, Quota: key.Quota,
 		ExpiresAt: key.ExpiresAt, Revoked: key.Revoked, Disabled: key.Disabled, Version: version,
 	}
 }

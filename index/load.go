@@ -14,6 +14,7 @@ type Key struct {
 	Name         string // likewise
 	Scopes       ScopeSet
 	Limit        uint32 // a minute; 0: none
+	Quota        domain.Quota
 	ExpiresAt    time.Time
 	Revoked      bool
 	Disabled     bool
@@ -56,13 +57,16 @@ func (l *Loading) Scopes(scopes domain.Scopes) ScopeSet {
 func (l *Loading) Add(k *Key) error {
 	row := key{
 		digest: k.Digest, id: k.ID, organization: k.Organization, name: k.Name, scopes: uint32(k.Scopes),
-		limit: k.Limit, expires: instant(k.ExpiresAt), version: k.Version,
+		limit: k.Limit, quota: k.Quota, expires: instant(k.ExpiresAt), version: k.Version,
 	}
 	if k.Revoked {
 		row.flags |= flagRevoked
 	}
 	if k.Disabled {
 		row.flags |= flagDisabled
+	}
+	if k.Quota.Given() {
+		l.contents.defined = append(l.contents.defined, definition{k.ID, k.Quota})
 	}
 	return l.contents.add(&row)
 }
@@ -76,6 +80,8 @@ func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) 
 	defer x.mu.Unlock()
 	x.loads++
 	c.load = x.loads
+	x.loadedAt = x.clock()
+	x.define(c) // before they are found
 	if old := x.contents.Swap(c); old != nil {
 		x.keepFormer(old)
 		// What was confirmed of the old keys, the new ones may not know yet. So whoever

@@ -13,10 +13,13 @@ type Memory struct {
 	Names    uint64
 	Profiles uint64 // what keys have in common, organizations among it
 	Tallies  uint64 // of the keys that are in use
+	Quotas   uint64 // of the keys that have one
 }
 
 // Total adds it up.
-func (m Memory) Total() uint64 { return m.Entries + m.Tables + m.Names + m.Profiles + m.Tallies }
+func (m Memory) Total() uint64 {
+	return m.Entries + m.Tables + m.Names + m.Profiles + m.Tallies + m.Quotas
+}
 
 // Memory measures the index. Segments count as a whole, though the system gives their pages only
 // as they are filled.
@@ -24,7 +27,11 @@ func (x *Index) Memory() Memory {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if c := x.contents.Load(); c != nil {
-		return c.memory()
+		m := c.memory()
+		if qs := x.quotas.Load(); qs != nil {
+			m.Quotas = qs.all.bytes() + qs.byKey.bytes()
+		}
+		return m
 	}
 	return Memory{}
 }

@@ -31,6 +31,7 @@ type profile [3]atomic.Uint64
 const (
 	flagRevoked  = 1
 	flagDisabled = 2
+	flagQuota    = 4
 
 	// A place is an offset into an arena, and a length above it.
 	placeBits = offsetBits + 8

@@ -433,3 +433,22 @@ func (x *Index) useShared(c *contents, ref uint32, f *found, t *traits, stale bo
 		return domain.OutcomeRateLimited, 0, standing{newest: bucket}, nil
 	}
 }
+
+// useQuotaShared is useShared for a key with a quota.
+func (x *Index) useQuotaShared(c *contents, ref uint32, f *found, t *traits, v *domain.Verification, verdict *domain.Verdict, micros int64, bucket, position uint64) (s standing, err error) {
+	deadline := time.NewTimer(shareWait)
+	defer deadline.Stop()
+	for {
+		share := x.sharing.Load()
+		if share == nil || share.await(c, ref, deadline.C) {
+			s, err = x.useQuota(c, x.sharing.Load(), ref, f, t, v, verdict, micros, bucket, position)
+			if err != errShort { //nolint:errorlint // ours, and never wrapped
+				return s, err
+			}
+			continue
+		}
+		verdict.Outcome = domain.OutcomeRateLimited
+		c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, micros/1000, position)
+		return standing{newest: bucket}, nil
+	}
+}

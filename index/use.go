@@ -18,9 +18,31 @@ func (c *contents) number(ref uint32) *number {
 // without a lease is rare, and counted where refusals are.
 func (c *contents) use(share *sharing, ref uint32, f *found, t *traits, free, stale bool, millis int64, bucket, position uint64) (outcome domain.Outcome, number uint32, s standing, err error) {
 	for {
-		tally, number, err := c.tally(ref, millis, bucket)
-		if err != nil {
+		tally, number, s, limited, err := c.admit(share, ref, t, free, millis, bucket)
+		switch {
+		case err != nil:
 			return 0, 0, s, err
+		case limited:
+			c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
+			return domain.OutcomeRateLimited, 0, s, nil
+		case stale:
+			c.refuse(ref, f.id, t.organization, domain.OutcomeValidStale, millis, position)
+			return domain.OutcomeValid, 0, s, nil
+		}
+		// When the tally was taken away in between, what was charged went with it, and
+		// is charged again in the next one.
+		if tally.count(ref, millis, position) {
+			return domain.OutcomeValid, number, s, nil
+		}
+		c.unlink(ref, number)
+	}
+}
+
+// admit charges a key's limit with a use, unless it is reached.
+func (c *contents) admit(share *sharing, ref uint32, t *traits, free bool, millis int64, bucket uint64) (tally *tally, number uint32, s standing, limited bool, err error) {
+	for {
+		if tally, number, err = c.tally(ref, millis, bucket); err != nil {
+			return nil, 0, s, false, err
 		}
 		switch {
 		case t.limit == 0:
@@ -33,11 +55,10 @@ func (c *contents) use(share *sharing, ref uint32, f *found, t *traits, free, st
 				ok, due := tally.spend(Chunk(t.limit), bucket)
 				if !ok {
 					if s = tally.peek(ref, t.limit, bucket); s.left > t.limit-most {
-						return 0, 0, s, errShort
+						return nil, 0, s, false, errShort
 					}
 					s.left = 0
-					c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
-					return domain.OutcomeRateLimited, 0, s, nil
+					return nil, 0, s, true, nil
 				}
 				if due {
 					share.isDue(c, ref)
@@ -49,24 +70,14 @@ func (c *contents) use(share *sharing, ref uint32, f *found, t *traits, free, st
 				tally.unspend()
 			}
 			if result == refused {
-				c.refuse(ref, f.id, t.organization, domain.OutcomeRateLimited, millis, position)
-				return domain.OutcomeRateLimited, 0, s, nil
+				return nil, 0, s, true, nil
 			}
 			if result == gone {
 				c.unlink(ref, number)
 				continue
 			}
 		}
-		if stale {
-			c.refuse(ref, f.id, t.organization, domain.OutcomeValidStale, millis, position)
-			return domain.OutcomeValid, 0, s, nil
-		}
-		// When the tally was taken away in between, what was charged went with it, and
-		// is charged again in the next one.
-		if tally.count(ref, millis, position) {
-			return domain.OutcomeValid, number, s, nil
-		}
-		c.unlink(ref, number)
+		return tally, number, s, false, nil
 	}
 }
 
@@ -111,13 +122,19 @@ func (c *contents) collect(from uint32, most int, millis int64, bucket uint64, u
 		case word == 0:
 		case word&countMask != 0:
 			uses = c.take(n, uses)
-		case t.idle(millis, bucket) && t.uses.CompareAndSwap(word, 0):
+		case t.idle(millis, bucket) && !c.hasQuota(uint32(word>>countBits)) && t.uses.CompareAndSwap(word, 0):
 			owner := uint32(word >> countBits)
 			c.unlink(owner, n)
 			c.tallies.release(n, owner)
 		}
 	}
 	return uses, 0
+}
+
+// hasQuota says whether a key has a quota. Its tally is its own for good: no use is counted in it, by which
+// whoever charges the limit would see that it was taken away.
+func (c *contents) hasQuota(ref uint32) bool {
+	return c.profiles.at(c.entry(ref).profile()).traits().flags&flagQuota != 0
 }
 
 // take takes the count out of one tally.

@@ -23,10 +23,12 @@ type Row struct {
 	Set          ScopeSet // tells sets of scopes apart
 	Scopes       domain.Scopes
 	Limit        uint32
+	Quota        domain.Quota
 	ExpiresAt    time.Time
 	Revoked      bool
 	Disabled     bool
 	Version      uint64
+	quoted       bool
 }
 
 // Cursor says how far a walk has come. It means something to the index that gave it
@@ -76,7 +78,10 @@ func (w *Walk) Cursor() Cursor { return w.cursor }
 func (w *Walk) Next(rows []Row) int {
 	n := 0
 	for ; n < len(rows) && w.cursor.Next <= w.last; w.cursor.Next++ {
-		if w.contents.row(w.cursor.Next, &rows[n]) {
+		if r := &rows[n]; w.contents.row(w.cursor.Next, r) {
+			if r.quoted {
+				r.Quota = w.index.quotas.Load().of(r.ID)
+			}
 			n++
 		}
 	}
@@ -124,6 +129,7 @@ func (c *contents) row(ref uint32, row *Row) bool {
 		row.Set, row.Scopes = ScopeSet(t.scopes), scopes.scopes
 		row.Limit, row.ExpiresAt, row.Version = t.limit, moment(detail&instantMask), t.version
 		row.Revoked, row.Disabled = t.flags&flagRevoked != 0, t.flags&flagDisabled != 0
+		row.quoted, row.Quota = t.flags&flagQuota != 0, domain.Quota{}
 		return true
 	}
 }
