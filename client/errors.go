@@ -25,6 +25,9 @@ var (
 	ErrIdempotencyReused = errors.New("the idempotency key stands for another request")
 	// ErrRateLimited: try again after [Error.RetryAfter].
 	ErrRateLimited = errors.New("rate limit exceeded")
+	// ErrQuotaExceeded: the quota of the client's own key is used up. [Error.RetryAfter] is when it is
+	// refilled, 0 when it never is.
+	ErrQuotaExceeded = errors.New("quota exceeded")
 	// ErrUnavailable: nothing is known. The service cannot be reached, or knows too
 	// little to answer. It never says anything about a key; and of a write it is not
 	// known whether it happened.
@@ -93,6 +96,8 @@ func (e *Error) kind() error {
 		return ErrIdempotencyReused
 	case "rate_limited":
 		return ErrRateLimited
+	case "quota_exceeded":
+		return ErrQuotaExceeded
 	case "unavailable":
 		return ErrUnavailable
 	case "internal":

@@ -22,6 +22,7 @@ type Key struct {
 	Environment  Environment
 	Scopes       Scopes
 	RateLimit    uint32 // requests a minute; 0: none
+	Quota        Quota
 	Status       Status
 	CreatedAt    time.Time
 	CreatedBy    string    // the user; empty when no person is known
@@ -59,8 +60,15 @@ type NewKey struct {
 	Name        string
 	Scopes      Scopes      // at least one
 	RateLimit   int         // requests a minute; 0: the deployment's default; NoRateLimit: none
+	Quota       NewQuota    // zero: none
 	ExpiresAt   time.Time   // zero: never
 	Environment Environment // empty: Live
+}
+
+// NewQuota is how many uses a key has in all of a period.
+type NewQuota struct {
+	Limit  uint64 // 1 to 1,000,000,000,000
+	Refill Refill
 }
 
 // CreatedKey is a new key. Keep its secret: it is shown this once.
@@ -93,6 +101,9 @@ func (c *Client) CreateKey(ctx context.Context, organization OrganizationID, k N
 	}
 	if !k.ExpiresAt.IsZero() {
 		body["expiresAt"] = k.ExpiresAt.UTC().Format(time.RFC3339Nano)
+	}
+	if k.Quota != (NewQuota{}) {
+		body["quota"] = map[string]any{"limit": k.Quota.Limit, "refill": k.Quota.Refill}
 	}
 	if k.Environment != "" {
 		body["environment"] = k.Environment
@@ -272,6 +283,7 @@ type wireKey struct {
 	Environment     *string    `json:"environment"`
 	Scopes          Scopes     `json:"scopes"`
 	RateLimit       *uint32    `json:"rateLimit"`
+	Quota           *wireQuota `json:"quota"`
 	Status          string     `json:"status"`
 	CreatedAt       time.Time  `json:"createdAt"`
 	CreatedByUserID *string    `json:"createdByUserId"`
@@ -288,7 +300,7 @@ func (w *wireKey) key() (Key, error) {
 	}
 	return Key{
 		ID: id, Organization: OrganizationID(w.OrganizationID), Name: w.Name, Prefix: w.Prefix, Environment: Environment(orZero(w.Environment)), Scopes: w.Scopes,
-		RateLimit: orZero(w.RateLimit), Status: Status(w.Status), CreatedAt: w.CreatedAt, CreatedBy: orZero(w.CreatedByUserID),
+		RateLimit: orZero(w.RateLimit), Quota: w.Quota.quota(), Status: Status(w.Status), CreatedAt: w.CreatedAt, CreatedBy: orZero(w.CreatedByUserID),
 		ExpiresAt: orZero(w.ExpiresAt), RevokedAt: orZero(w.RevokedAt), LastUsedAt: orZero(w.LastUsedAt), Uses: w.Uses,
 	}, nil
 }

@@ -12,7 +12,7 @@ import (
 // httpauth and fiberauth write it; it is here for those who write another middleware.
 type Refusal struct {
 	Status     int
-	Code       string        // for programs: unauthenticated, forbidden, rate_limited, ...
+	Code       string        // for programs: unauthenticated, forbidden, rate_limited, quota_exceeded, ...
 	Detail     string        // for people; it never repeats what was presented
 	RetryAfter time.Duration // 0: none
 }
@@ -71,6 +71,12 @@ func Refuse(v Verdict, err error) *Refusal {
 			next = v.RateLimit.Reset
 		}
 		return &Refusal{Status: http.StatusTooManyRequests, Code: "rate_limited", Detail: "the key is over its limit", RetryAfter: max(time.Second, time.Until(next))}
+	case v.Code == QuotaExceeded:
+		r := &Refusal{Status: http.StatusTooManyRequests, Code: "quota_exceeded", Detail: "the key's quota is used up"}
+		if !v.Quota.ResetsAt.IsZero() {
+			r.RetryAfter = max(time.Second, time.Until(v.Quota.ResetsAt))
+		}
+		return r
 	}
 	return &Refusal{Status: http.StatusUnauthorized, Code: "unauthenticated", Detail: "the API key is not valid"}
 }

@@ -71,6 +71,7 @@ const (
 	Expired           Code = "EXPIRED"
 	InsufficientScope Code = "INSUFFICIENT_SCOPE"
 	RateLimited       Code = "RATE_LIMITED"
+	QuotaExceeded     Code = "QUOTA_EXCEEDED" // also of a key that is over its limit a minute
 	// ValidStale is how usage counts a use that was accepted beyond the lease. A verdict says
 	// Valid then, and Stale.
 	ValidStale Code = "VALID_STALE"
@@ -88,6 +89,7 @@ type Verdict struct {
 	Scopes         Scopes // shared: never modify them
 	ExpiresAt      time.Time
 	RateLimit      RateLimit
+	Quota          Quota
 
 	// Position of the lifecycle lane at which this was decided: everything up to it
 	// is taken into account.
@@ -107,6 +109,26 @@ type RateLimit struct {
 	Reset     time.Time // when Remaining is Limit again
 	Next      time.Time // when a use is accepted again, for a key that is over its limit; zero where a server does not say
 }
+
+// Quota is where a key stands against its quota: how many uses it has in all of a period. The
+// zero Quota is none.
+type Quota struct {
+	Limit     uint64 // uses in a period; 0: the key has no quota
+	Refill    Refill
+	Remaining uint64
+	Known     bool      // false: the server does not know now how many remain
+	ResetsAt  time.Time // when Remaining is Limit again; zero: never, or not known
+}
+
+// Refill says when a quota begins anew.
+type Refill string
+
+// The refills. Days and months are those of UTC.
+const (
+	RefillNone  Refill = "none"
+	RefillDay   Refill = "day"
+	RefillMonth Refill = "month"
+)
 
 // Of a question, everything but the key may be printed.
 func (q Question) redacted() string {

@@ -48,6 +48,9 @@ type VerifierOptions struct {
 // answered that a key is revoked, no Verifier accepts it any more. One that is cut off answers
 // [ErrUnavailable] when its lease ends.
 //
+// A key with a quota is the exception: what is left of it the servers know, so what is here says no at most, and
+// every other verification of such a key asks a server.
+//
 // Limits hold for each verifier by itself. Uses are counted, and reported to the
 // ledger once a second; those of the last second are lost when the process is killed.
 //
@@ -145,7 +148,7 @@ var codes = func() (codes [domain.Outcomes]Code) {
 	return codes
 }()
 
-// Verify gives the verdict on a presented key and counts the use. It asks nobody, allocates
+// Verify gives the verdict on a presented key and counts the use. It asks nobody, but for keys with a quota, allocates
 // nothing, and waits for nothing but a minimum position ([WithMinPosition]). The error is
 // [ErrUnavailable] before the keys are loaded and beyond the lease. The verdict's scopes are
 // shared: never modify them.
@@ -171,6 +174,9 @@ func (v *Verifier) Verify(ctx context.Context, q Question) (verdict Verdict, err
 	ask := domain.Verification{Digest: digest, Required: q.Scopes, Within: q.Organization, Now: time.Now()}
 	var said domain.Verdict
 	if _, err := x.VerifyAt(&ask, &said); err != nil {
+		if err == index.ErrElsewhere { //nolint:errorlint // that very one, on a path that every verification takes
+			return v.client.Verify(ctx, q)
+		}
 		if x.Ready() {
 			return verdict, errNoLease
 		}
@@ -331,7 +337,7 @@ func (v *Verifier) session(ctx context.Context) error {
 		if was.history != v.member.history && was.ticket != "" {
 			v.logger.Error("THE LEDGER IS ANOTHER ONE, or was restored: all keys are loaded anew", "ledger", v.member.history.Ledger.UUID(), "epoch", v.member.history.Epoch)
 		}
-		x = index.New(index.Options{Logger: v.logger, Leased: true, Lease: v.member.lease, MaxStale: v.o.MaxStale})
+		x = index.New(index.Options{Logger: v.logger, Leased: true, Lease: v.member.lease, MaxStale: v.o.MaxStale, QuotasElsewhere: true})
 		v.reporter.adopt(x, was.history == v.member.history)
 		v.index.Store(x)
 	}

@@ -222,7 +222,7 @@ func (s *loading) take(kind wire.Kind, payload []byte) (ended bool, err error) {
 			return false, err
 		}
 		s.scopes = append(s.scopes, s.loading.Scopes(scopes))
-	case wire.KindKeys:
+	case wire.KindKeys, wire.KindQuotaKeys:
 		// Kept until a cursor says that they are complete: no key may come twice.
 		if s.size += len(payload); s.size > mostPartBytes {
 			return false, fmt.Errorf("%w: a part of more than %d bytes", wire.ErrMalformed, mostPartBytes)
@@ -233,7 +233,7 @@ func (s *loading) take(kind wire.Kind, payload []byte) (ended bool, err error) {
 		} else {
 			s.part = append(s.part, nil)
 		}
-		s.part[n] = append(s.part[n][:0], payload...)
+		s.part[n] = append(append(s.part[n][:0], byte(kind)), payload...)
 	case wire.KindCursor:
 		if err := s.add(); err != nil {
 			return false, err
@@ -262,13 +262,13 @@ func passOver(kind wire.Kind) error {
 func (s *loading) add() error {
 	var row index.Key
 	for _, payload := range s.part {
-		err := wire.ReadKeys(payload, func(k *wire.Key) error {
+		err := wire.ReadKeys(wire.Kind(payload[0]), payload[1:], func(k *wire.Key) error {
 			if k.Organization >= uint64(len(s.organizations)) || k.Scopes >= uint64(len(s.scopes)) {
 				return fmt.Errorf("%w: a key refers to what did not come", wire.ErrMalformed)
 			}
 			row = index.Key{
 				Digest: k.Digest, ID: k.ID, Organization: s.organizations[k.Organization], Name: k.Name, Scopes: s.scopes[k.Scopes],
-				Limit: k.Limit, ExpiresAt: k.ExpiresAt, Revoked: k.Revoked, Disabled: k.Disabled, Version: k.Version,
+				Limit: k.Limit, Quota: k.Quota, ExpiresAt: k.ExpiresAt, Revoked: k.Revoked, Disabled: k.Disabled, Version: k.Version,
 			}
 			return s.loading.Add(&row)
 		})
@@ -309,7 +309,7 @@ func (v *Verifier) follow(ctx context.Context, x *index.Index, asked *asks) erro
 			if h.Ledger != history.Ledger || h.Epoch != history.Epoch {
 				return fmt.Errorf("%w: the changes are of epoch %d of ledger %s", errAnew, h.Epoch, h.Ledger.UUID())
 			}
-		case wire.KindCreated, wire.KindRevoked, wire.KindTouched, wire.KindErased, wire.KindPosition:
+		case wire.KindCreated, wire.KindQuotaCreated, wire.KindRevoked, wire.KindTouched, wire.KindErased, wire.KindPosition:
 			change, err := wire.ReadChange(kind, payload)
 			if err != nil {
 				return err

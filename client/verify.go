@@ -121,9 +121,25 @@ type wireVerdict struct {
 		Remaining uint32 `json:"remaining"`
 		Reset     int64  `json:"reset"`
 	} `json:"rateLimit"`
-	Position Position `json:"position"`
-	AgeMs    float64  `json:"ageMs"`
-	Stale    bool     `json:"stale"`
+	Quota    *wireQuota `json:"quota"`
+	Position Position   `json:"position"`
+	AgeMs    float64    `json:"ageMs"`
+	Stale    bool       `json:"stale"`
+}
+
+// wireQuota is a quota as it is sent, of a key that has one.
+type wireQuota struct {
+	Limit     uint64     `json:"limit"`
+	Remaining *uint64    `json:"remaining"`
+	Refill    Refill     `json:"refill"`
+	ResetsAt  *time.Time `json:"resetsAt"`
+}
+
+func (w *wireQuota) quota() Quota {
+	if w == nil {
+		return Quota{}
+	}
+	return Quota{Limit: w.Limit, Refill: w.Refill, Remaining: orZero(w.Remaining), Known: w.Remaining != nil, ResetsAt: orZero(w.ResetsAt)}
 }
 
 func (w *wireVerdict) verdict() (Verdict, error) {
@@ -133,7 +149,7 @@ func (w *wireVerdict) verdict() (Verdict, error) {
 	}
 	v := Verdict{
 		Valid: *w.Valid, Code: w.Code, OrganizationID: OrganizationID(orZero(w.OrganizationID)), Name: orZero(w.Name), Scopes: w.Scopes,
-		ExpiresAt: orZero(w.ExpiresAt), Position: w.Position, Age: time.Duration(w.AgeMs * float64(time.Millisecond)), Stale: w.Stale,
+		ExpiresAt: orZero(w.ExpiresAt), Quota: w.Quota.quota(), Position: w.Position, Age: time.Duration(w.AgeMs * float64(time.Millisecond)), Stale: w.Stale,
 	}
 	if w.KeyID != nil {
 		var err error

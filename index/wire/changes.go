@@ -28,7 +28,11 @@ func AppendChange(dst []byte, ch Change) []byte {
 	}
 	switch e := ch.Event.(type) {
 	case domain.KeyCreated:
-		return AppendFrame(dst, KindCreated, func(b []byte) []byte {
+		kind := KindCreated
+		if e.Quota.Given() {
+			kind = KindQuotaCreated
+		}
+		return AppendFrame(dst, kind, func(b []byte) []byte {
 			b = binary.AppendUvarint(b, uint64(ch.Position))
 			b = append(b, e.Digest[:]...)
 			b = append(b, e.Key[:]...)
@@ -36,7 +40,11 @@ func AppendChange(dst []byte, ch Change) []byte {
 			b = appendScopes(b, e.Scopes)
 			b = binary.AppendUvarint(b, uint64(e.RateLimit))
 			b = appendMoment(b, e.ExpiresAt)
-			return appendText(b, e.Name)
+			b = appendText(b, e.Name)
+			if e.Quota.Given() {
+				b = appendQuota(b, e.Quota)
+			}
+			return b
 		})
 	case domain.KeyRevoked:
 		return short(KindRevoked, e.Key)
@@ -56,7 +64,7 @@ func ReadChange(kind Kind, payload []byte) (ch Change, err error) {
 	c := cursor{rest: payload}
 	ch.Position = domain.Position(c.uint())
 	switch kind {
-	case KindCreated:
+	case KindCreated, KindQuotaCreated:
 		e := domain.KeyCreated{}
 		copy(e.Digest[:], c.bytes(len(e.Digest)))
 		copy(e.Key[:], c.bytes(len(e.Key)))
@@ -66,6 +74,9 @@ func ReadChange(kind Kind, payload []byte) (ch Change, err error) {
 		}
 		limit := c.uint()
 		e.RateLimit, e.ExpiresAt, e.Name = uint32(limit), c.moment(), strings.Clone(c.text())
+		if kind == KindQuotaCreated {
+			e.Quota = c.quota()
+		}
 		if limit >= 1<<32 {
 			c.bad = true
 		}

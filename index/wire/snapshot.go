@@ -68,6 +68,7 @@ type Key struct {
 	Organization uint64
 	Scopes       uint64
 	Limit        uint32
+	Quota        domain.Quota // given for the keys of a frame of KindQuotaKeys
 	Version      uint64
 	ExpiresAt    time.Time
 	Name         string // when read, a view of the payload
@@ -78,7 +79,8 @@ const (
 	flagDisabled = 2
 )
 
-// AppendKey appends a key to the payload of a frame of keys.
+// AppendKey appends a key to the payload of a frame of keys: of KindQuotaKeys when it has a
+// quota, of KindKeys otherwise.
 func AppendKey(b []byte, k *Key) []byte {
 	b = append(b, k.Digest[:]...)
 	b = append(b, k.ID[:]...)
@@ -95,11 +97,15 @@ func AppendKey(b []byte, k *Key) []byte {
 	b = binary.AppendUvarint(b, uint64(k.Limit))
 	b = binary.AppendUvarint(b, k.Version)
 	b = appendMoment(b, k.ExpiresAt)
-	return appendText(b, k.Name)
+	b = appendText(b, k.Name)
+	if k.Quota.Given() {
+		b = appendQuota(b, k.Quota)
+	}
+	return b
 }
 
-// ReadKeys hands on the keys of a frame.
-func ReadKeys(payload []byte, each func(*Key) error) error {
+// ReadKeys hands on the keys of a frame, of either kind.
+func ReadKeys(kind Kind, payload []byte, each func(*Key) error) error {
 	c := cursor{rest: payload}
 	var k Key
 	for len(c.rest) > 0 {
@@ -110,6 +116,9 @@ func ReadKeys(payload []byte, each func(*Key) error) error {
 		k.Organization, k.Scopes = c.uint(), c.uint()
 		limit := c.uint()
 		k.Limit, k.Version, k.ExpiresAt, k.Name = uint32(limit), c.uint(), c.moment(), c.text()
+		if kind == KindQuotaKeys {
+			k.Quota = c.quota()
+		}
 		if c.bad || limit >= 1<<32 || k.Version == 0 {
 			return fmt.Errorf("%w: a key", ErrMalformed)
 		}

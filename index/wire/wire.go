@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -43,6 +44,11 @@ const (
 
 	KindReport Kind = 32 // of uses
 	KindUses   Kind = 33
+
+	// Readers that know nothing of quotas must not pass these over: they would say yes to keys
+	// whose quota is used up.
+	KindQuotaKeys    Kind = 128 // some keys with a quota
+	KindQuotaCreated Kind = 129 // a key with a quota was created
 
 	mostIgnored Kind = 127
 )
@@ -166,6 +172,20 @@ func (c *cursor) scopes() (scopes domain.Scopes) {
 	return scopes
 }
 
+// quota reads a quota, of a key that has one.
+func (c *cursor) quota() (q domain.Quota) {
+	q.Limit = c.uint()
+	if n := int(c.byte()); n < len(refills) {
+		q.Refill = refills[n]
+	} else {
+		c.bad = true
+	}
+	if !q.Given() || q.Limit > domain.MostQuota {
+		c.bad = true
+	}
+	return q
+}
+
 // moment reads microseconds since 1970, 0 for none.
 func (c *cursor) moment() time.Time {
 	micros := c.uint()
@@ -192,6 +212,13 @@ func appendScopes(dst []byte, scopes domain.Scopes) []byte {
 		dst = appendText(dst, string(s))
 	}
 	return dst
+}
+
+// refills are numbered.
+var refills = [...]domain.Refill{domain.RefillNone, domain.RefillDay, domain.RefillMonth}
+
+func appendQuota(dst []byte, q domain.Quota) []byte {
+	return append(binary.AppendUvarint(dst, q.Limit), byte(slices.Index(refills[:], q.Refill)))
 }
 
 func appendMoment(dst []byte, t time.Time) []byte {

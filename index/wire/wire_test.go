@@ -25,7 +25,7 @@ func TestChangesComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
 	changes := []Change{
 		{1, 1, created},
-		{2, 1, domain.KeyCreated{Key: domain.KeyID{9}, Organization: "o"}},
+		{2, 1, domain.KeyCreated{Key: domain.KeyID{9}, Organization: "o", Quota: domain.Quota{Limit: domain.MostQuota, Refill: domain.RefillMonth}}},
 		{3, 2, domain.KeyRevoked{Key: domain.KeyID{1}}},
 		{4, 3, domain.RevocationFenced{Key: domain.KeyID{1}}},
 		{5, 0, domain.OrganizationErased{Organization: "org_1"}},
@@ -57,16 +57,18 @@ func TestASnapshotComesBackAsItWas(t *testing.T) {
 	keys := []Key{
 		{Digest: domain.Digest{1}, ID: domain.KeyID{2}, Scopes: 1, Limit: 5, Version: 1, Name: "ü"},
 		{Digest: domain.Digest{3}, ID: domain.KeyID{4}, Revoked: true, Disabled: true, Organization: 1, Version: 3, ExpiresAt: noon},
+		{Digest: domain.Digest{5}, ID: domain.KeyID{6}, Version: 1, Name: "x", Quota: domain.Quota{Limit: 7, Refill: domain.RefillNone}},
 	}
 	stream := AppendHeader(nil, header)
 	stream = AppendOrganization(stream, "org_1")
 	stream = AppendScopes(stream, domain.Scopes{"read", "x:*"})
 	stream = AppendFrame(stream, KindKeys, func(b []byte) []byte {
-		for i := range keys {
+		for i := range keys[:2] {
 			b = AppendKey(b, &keys[i])
 		}
 		return b
 	})
+	stream = AppendFrame(stream, KindQuotaKeys, func(b []byte) []byte { return AppendKey(b, &keys[2]) })
 	stream = AppendCursor(stream, "here")
 	stream = AppendEnd(stream, 101)
 	r := NewReader(bytes.NewReader(stream))
@@ -88,13 +90,18 @@ func TestASnapshotComesBackAsItWas(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 	var got []Key
-	if err := ReadKeys(next(KindKeys), func(k *Key) error {
-		own := *k
-		own.Name = string([]byte(k.Name))
-		got = append(got, own)
-		return nil
-	}); err != nil || !cmp.Equal(got, keys) {
-		t.Errorf("%v: %s", err, cmp.Diff(keys, got))
+	for _, kind := range []Kind{KindKeys, KindQuotaKeys} {
+		if err := ReadKeys(kind, next(kind), func(k *Key) error {
+			own := *k
+			own.Name = string([]byte(k.Name))
+			got = append(got, own)
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if !cmp.Equal(got, keys) {
+		t.Error(cmp.Diff(keys, got))
 	}
 	if got := next(KindCursor); string(got) != "here" {
 		t.Errorf("%q", got)
@@ -144,6 +151,14 @@ func TestTheBytesAreWhatTheyWere(t *testing.T) {
 		"revoked": {AppendChange(nil, Change{5, 2, domain.KeyRevoked{Key: domain.KeyID{1, 15: 2}}}), "1192808000" + "05" + "02" + "01000000000000000000000000000002"},
 		"asked":   {AppendAsked(nil, 5), "1481808000" + "05"},
 		"alive":   {AppendAlive(nil), "1580808000"},
+		"created with a quota": {
+			AppendChange(nil, Change{5, 1, domain.KeyCreated{Key: domain.KeyID{1, 15: 2}, Digest: domain.Digest{3, 31: 4}, Organization: "o", RateLimit: 9, Quota: domain.Quota{Limit: 300, Refill: domain.RefillDay}}}),
+			"81ba808000" + "05" + "0300000000000000000000000000000000000000000000000000000000000004" + "01000000000000000000000000000002" + "016f" + "00" + "09" + "00" + "00" + "ac02" + "01",
+		},
+		"a key with a quota": {
+			AppendKey(nil, &Key{Digest: domain.Digest{3, 31: 4}, ID: domain.KeyID{1, 15: 2}, Revoked: true, Limit: 9, Version: 2, Name: "n", Quota: domain.Quota{Limit: 1, Refill: domain.RefillMonth}}),
+			"0300000000000000000000000000000000000000000000000000000000000004" + "01000000000000000000000000000002" + "01" + "00" + "00" + "09" + "02" + "00" + "016e" + "01" + "02",
+		},
 	} {
 		if got := hex.EncodeToString(test.got); got != test.want {
 			t.Errorf("%s is\n%s, want\n%s", name, got, test.want)
@@ -164,7 +179,24 @@ func TestWhatBreaksOffIsNotTakenForAnEnd(t *testing.T) {
 	}
 }
 
+// A verifier that was built before there were quotas must not say yes to a key whose quota is used up.
+func TestWhoKnowsNothingOfQuotasDoesNotPassThemOver(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []Kind{KindQuotaKeys, KindQuotaCreated} {
+		if kind.Ignorable() {
+			t.Errorf("a reader passes kind %d over", kind)
+		}
+	}
+	for name, quota := range map[string]domain.Quota{"no limit": {Refill: domain.RefillDay}, "too many": {Limit: domain.MostQuota + 1, Refill: domain.RefillDay}, "another refill": {Limit: 1, Refill: "year"}} {
+		payload := appendQuota(AppendKey(nil, &Key{Version: 1}), quota)
+		if err := ReadKeys(KindQuotaKeys, payload, func(*Key) error { return nil }); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func FuzzReader(f *testing.F) {
+	f.Add(AppendChange(nil, Change{1, 1, domain.KeyCreated{Quota: domain.Quota{Limit: 1, Refill: domain.RefillNone}}}))
 	f.Add(AppendChange(nil, Change{1, 1, created}))
 	f.Add(AppendHeader(nil, Header{Epoch: 1}))
 	f.Add(AppendScopes(nil, created.Scopes))
@@ -180,7 +212,7 @@ func FuzzReader(f *testing.F) {
 			_, _ = ReadHeader(payload)
 			_, _ = ReadScopes(payload)
 			_, _ = ReadPosition(payload)
-			_ = ReadKeys(payload, func(k *Key) error { return nil })
+			_ = ReadKeys(kind, payload, func(k *Key) error { return nil })
 			if ch, err := ReadChange(kind, payload); err == nil && ch.Event != nil {
 				again, err := ReadChange(kind, AppendChange(nil, ch)[5:])
 				if diff := cmp.Diff(ch, again); err != nil || diff != "" {

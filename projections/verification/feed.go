@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,13 +140,24 @@ func (s *snapshot) append(rows []index.Row) {
 			s.frames = wire.AppendScopes(s.frames, r.Scopes)
 		}
 	}
-	s.frames = wire.AppendFrame(s.frames, wire.KindKeys, func(b []byte) []byte {
+	s.appendKeys(wire.KindKeys, rows, false)
+	if slices.ContainsFunc(rows, func(r index.Row) bool { return r.Quota.Given() }) {
+		s.appendKeys(wire.KindQuotaKeys, rows, true)
+	}
+}
+
+// appendKeys appends a frame of the keys with or without a quota.
+func (s *snapshot) appendKeys(kind wire.Kind, rows []index.Row, quoted bool) {
+	s.frames = wire.AppendFrame(s.frames, kind, func(b []byte) []byte {
 		var k wire.Key
 		for i := range rows {
 			r := &rows[i]
+			if r.Quota.Given() != quoted {
+				continue
+			}
 			k = wire.Key{
 				Digest: r.Digest, ID: r.ID, Revoked: r.Revoked, Disabled: r.Disabled, Organization: s.organizations[r.Place], Scopes: s.scopes[r.Set],
-				Limit: r.Limit, Version: r.Version, ExpiresAt: r.ExpiresAt, Name: r.Name,
+				Limit: r.Limit, Quota: r.Quota, Version: r.Version, ExpiresAt: r.ExpiresAt, Name: r.Name,
 			}
 			b = wire.AppendKey(b, &k)
 		}

@@ -105,7 +105,7 @@ func TestASnapshotHasTheKeysAsTheyAre(t *testing.T) {
 		case wire.KindOrganization:
 			organizations = append(organizations, string(payload))
 		case wire.KindKeys:
-			logtest.Must(t, wire.ReadKeys(payload, func(k *wire.Key) error { keys[k.ID] = *k; return nil }))
+			logtest.Must(t, wire.ReadKeys(kind, payload, func(k *wire.Key) error { keys[k.ID] = *k; return nil }))
 		case wire.KindEnd:
 			position, err := wire.ReadPosition(payload)
 			if err != nil || position != x.Position() {
