@@ -278,6 +278,7 @@ func (n *node) startIndex(context.Context) (err error) {
 	}
 	n.index = index.New(options)
 	projection := verification.New(n.index, verification.Options{Pool: n.pool, Log: n.store, Logger: n.logger, Registerer: n.registry})
+	quotas := verification.NewQuotas(n.index, verification.QuotaOptions{Boot: n.boot, Pool: n.pool, Log: n.store, Logger: n.logger})
 	n.uses, err = verification.NewAccountant(n.index, n.store, verification.AccountantOptions{
 		Boot: n.boot, Window: n.config.FlushInterval, Farewell: n.config.ShutdownTimeout, Logger: n.logger, Registerer: n.registry,
 	})
@@ -285,6 +286,7 @@ func (n *node) startIndex(context.Context) (err error) {
 		return err
 	}
 	n.parts.Go("verification index", projection.Run)
+	n.parts.Go("quotas", quotas.Run)
 	n.parts.Go("accounting of uses", n.uses.Run)
 	return nil
 }
@@ -337,7 +339,7 @@ func (n *node) startHTTP(_ context.Context, masterKey, jwtSecret []byte) error {
 	}
 	_, epoch := n.store.Ledger()
 	n.server, err = keyhttp.New(keyhttp.Options{
-		Ledger: n.store, Verifier: n.index, Keys: n.list, Fence: n.fence, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(),
+		Ledger: n.store, Verifier: n.index, Quotas: n.index, Keys: n.list, Fence: n.fence, Log: transparency.NewReader(n.pool, n.store), Audit: n.auditLog(),
 		Verifiers: fence.NewDesk(n.fence), KeyFeed: verification.NewFeed(n.index, n.store),
 		Events: feed{n.feed}, Webhooks: n.webhooks, AsyncAPI: api.AsyncAPI, Usage: usage.NewCounts(n.pool, n.store, n.usage), RequestTimeout: requestTimeout + fence.Bound(n.config.Lease),
 		Epoch: epoch, CursorKey: cursorKey, KeyFormat: n.config.KeyPrefix, RateLimit: n.config.DefaultRateLimit,

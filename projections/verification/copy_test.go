@@ -43,18 +43,18 @@ func TestTheCopyReaderTakesAnyPieces(t *testing.T) {
 		stream = appendRow(stream, key, 1, 9)
 	}
 	stream = append(stream, 0xff, 0xff)
-	want, err := readCopy(stream, 11, len(stream))
+	want, err := readCopy(stream, copyFields, len(stream))
 	if err != nil || len(want) != 5 {
 		t.Fatalf("%d rows, %v", len(want), err)
 	}
 	for piece := 1; piece < len(stream); piece++ {
-		got, err := readCopy(stream, 11, piece)
+		got, err := readCopy(stream, copyFields, piece)
 		if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Fatalf("in pieces of %d: %d rows, %v", piece, len(got), err)
 		}
 	}
 	for end := range stream {
-		if _, err := readCopy(stream[:end], 11, 100); !errors.Is(err, errCopy) {
+		if _, err := readCopy(stream[:end], copyFields, 100); !errors.Is(err, errCopy) {
 			t.Fatalf("broken off after %d bytes: %v", end, err)
 		}
 	}
@@ -101,16 +101,16 @@ func TestTheCopyReaderRefusesWhatIsMalformed(t *testing.T) {
 
 func FuzzCopyReader(f *testing.F) {
 	f.Add(append(copyHeader(), 0xff, 0xff), 3)
-	f.Add(append(appendRow(copyHeader(), domain.Key{ID: idOf(1), Organization: "o", Scopes: domain.Scopes{"read"}}, 1, 1), 0xff, 0xff), 5)
+	f.Add(append(appendRow(copyHeader(), domain.Key{ID: idOf(1), Organization: "o", Scopes: domain.Scopes{"read"}, Quota: domain.Quota{Limit: 1, Refill: domain.RefillDay}}, 1, 1), 0xff, 0xff), 5)
 	l := index.Begin(index.History{}, 1<<62, 0) // one for all: it takes longer to make than a row
 	f.Fuzz(func(t *testing.T, stream []byte, piece int) {
-		whole, wholeErr := readCopy(stream, 11, max(len(stream), 1))
-		pieces, piecesErr := readCopy(stream, 11, max(piece, 1))
+		whole, wholeErr := readCopy(stream, copyFields, max(len(stream), 1))
+		pieces, piecesErr := readCopy(stream, copyFields, max(piece, 1))
 		if (wholeErr == nil) != (piecesErr == nil) || wholeErr == nil && fmt.Sprint(whole) != fmt.Sprint(pieces) {
 			t.Errorf("in one piece: %d rows, %v; in pieces of %d: %d rows, %v", len(whole), wholeErr, piece, len(pieces), piecesErr)
 		}
 		// Whatever it says, the rows make keys or are refused.
-		r := copyReader{fields: 11, row: newRowLoader(l).row}
+		r := copyReader{fields: copyFields, row: newRowLoader(l).row}
 		if n, err := r.Write(stream); err == nil && n != len(stream) || len(r.held) > mostRowBytes {
 			t.Errorf("%d of %d bytes taken, %d held: %v", n, len(stream), len(r.held), err)
 		}

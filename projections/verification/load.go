@@ -76,13 +76,15 @@ func begin(ctx context.Context, tx pgx.Tx) (l *index.Loading, target domain.Posi
 const manyLoaded = 100_000
 
 const copySQL = `COPY (
-	SELECT digest, key_id, organization, name, scopes, rate_limit, expires_at, disabled, revoked, version, position
+	SELECT digest, key_id, organization, name, scopes, rate_limit, expires_at, disabled, revoked, version, position, quota_limit, quota_refill
 	  FROM keylist
 ) TO STDOUT (FORMAT binary)`
 
+const copyFields = 13
+
 func copyKeys(ctx context.Context, tx pgx.Tx, l *index.Loading) error {
 	loader := newRowLoader(l)
-	reader := &copyReader{fields: 11, row: loader.row}
+	reader := &copyReader{fields: copyFields, row: loader.row}
 	if _, err := tx.Conn().PgConn().CopyTo(ctx, reader, copySQL); err != nil {
 		return fmt.Errorf("copy the list of keys: %w", err)
 	}
@@ -107,12 +109,20 @@ func (l *rowLoader) row(f [][]byte) error {
 	revoked, ok4 := copyBool(f[8])
 	version, ok5 := copyInt64(f[9])
 	position, ok6 := copyInt64(f[10])
-	if len(f[0]) != len(k.Digest) || len(f[1]) != len(k.ID) || f[2] == nil || f[3] == nil || limit < 0 || version < 1 ||
-		!ok1 || !ok2 || !ok3 || !ok4 || !ok5 || !ok6 {
+	quota, ok7 := copyInt64(f[11])
+	if len(f[0]) != len(k.Digest) || len(f[1]) != len(k.ID) || f[2] == nil || f[3] == nil || limit < 0 || version < 1 || quota < 0 ||
+		!ok1 || !ok2 || !ok3 || !ok4 || !ok5 || !ok6 || !ok7 {
 		return fmt.Errorf("%w: a row of the list of keys has another shape", errCopy)
 	}
 	if domain.Position(position) > l.loading.Position() {
 		return errors.New("the list of keys is ahead of its own checkpoint")
+	}
+	if quota > 0 {
+		refill, err := domain.ParseRefill(string(f[12]))
+		if err != nil || uint64(quota) > domain.MostQuota {
+			return fmt.Errorf("%w: a key has a quota of %d uses, refilled by %q", errCopy, quota, f[12])
+		}
+		k.Quota = domain.Quota{Limit: uint64(quota), Refill: refill}
 	}
 	copy(k.Digest[:], f[0])
 	copy(k.ID[:], f[1])

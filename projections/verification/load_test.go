@@ -25,6 +25,7 @@ func TestRowsBecomeTheKeysThatTheyWere(t *testing.T) {
 				Name:         rapid.SampledFrom([]string{"n", "the name of a key", "Schlüssel 🔑"}).Draw(t, "name"),
 				Scopes:       domain.Scopes(rapid.SliceOfNDistinct(rapid.SampledFrom([]domain.Scope{"read", "write", "agency:*", "*"}), 1, 4, rapid.ID).Draw(t, "scopes")),
 				RateLimit:    rapid.SampledFrom([]uint32{0, 1, 100, domain.MostRateLimit}).Draw(t, "limit"),
+				Quota:        rapid.SampledFrom([]domain.Quota{{}, {}, {Limit: 1, Refill: domain.RefillNone}, {Limit: domain.MostQuota, Refill: domain.RefillDay}, {Limit: 300, Refill: domain.RefillMonth}}).Draw(t, "quota"),
 				ExpiresAt:    rapid.SampledFrom([]time.Time{{}, now, now.Add(time.Microsecond), now.Add(time.Hour)}).Draw(t, "expires"),
 				Disabled:     rapid.Bool().Draw(t, "disabled"), Revoked: rapid.Bool().Draw(t, "revoked"),
 			}
@@ -36,7 +37,7 @@ func TestRowsBecomeTheKeysThatTheyWere(t *testing.T) {
 		}
 		stream = append(stream, 0xff, 0xff)
 		l := index.Begin(index.History{}, 7, len(keys))
-		reader := copyReader{fields: 11, row: newRowLoader(l).row}
+		reader := copyReader{fields: copyFields, row: newRowLoader(l).row}
 		for len(stream) > 0 {
 			n := rapid.IntRange(1, len(stream)).Draw(t, "piece")
 			if _, err := reader.Write(stream[:n]); err != nil {
@@ -49,6 +50,8 @@ func TestRowsBecomeTheKeysThatTheyWere(t *testing.T) {
 		}
 		x := index.New(index.Options{})
 		x.Replace(l, 7, 0)
+		unknown := x.UnknownQuotas()
+		x.Known(unknown)
 		for i, key := range keys {
 			got, err := x.Verify(domain.Verification{Digest: key.Digest, Now: now, Free: true})
 			if err != nil {
@@ -57,6 +60,13 @@ func TestRowsBecomeTheKeysThatTheyWere(t *testing.T) {
 			want := domain.Verdict{
 				Outcome: key.Judge(now, nil), Key: key.ID, Organization: key.Organization, Name: key.Name, Scopes: key.Scopes, ExpiresAt: key.ExpiresAt,
 				Version: uint64(i + 1), Position: 7, Limit: domain.Limit{PerMinute: key.RateLimit},
+			}
+			if want.Quota.Quota = key.Quota; key.Quota.Given() {
+				want.Quota.Remaining = key.Quota.Limit
+				if want.Outcome == domain.OutcomeValid {
+					want.Quota.Remaining--
+				}
+				want.Quota.Reset = key.Quota.Refill.Next(key.Quota.Refill.Start(now))
 			}
 			got.Limit.Remaining, got.Limit.Next, got.Limit.Reset = 0, time.Time{}, time.Time{}
 			if diff := cmp.Diff(want, got); diff != "" {
@@ -80,7 +90,7 @@ func appendRow(b []byte, key domain.Key, version uint64, position domain.Positio
 			field([]byte{0})
 		}
 	}
-	b = binary.BigEndian.AppendUint16(b, 11)
+	b = binary.BigEndian.AppendUint16(b, copyFields)
 	field(key.Digest[:])
 	field(key.ID[:])
 	field([]byte(key.Organization))
@@ -105,5 +115,7 @@ func appendRow(b []byte, key domain.Key, version uint64, position domain.Positio
 	flag(key.Revoked)
 	field(binary.BigEndian.AppendUint64(nil, version))
 	field(binary.BigEndian.AppendUint64(nil, uint64(position)))
+	field(binary.BigEndian.AppendUint64(nil, key.Quota.Limit))
+	field([]byte(key.Quota.Refill))
 	return b
 }
