@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 
@@ -157,6 +158,12 @@ func (s *Server) authenticateDurably(r *request, v domain.Verification, durable 
 	case domain.OutcomeRateLimited:
 		r.limit = verdict.Limit
 		return domain.Verdict{}, domain.Errorf(domain.CodeRateLimited, "Rate limit exceeded")
+	case domain.OutcomeQuotaExceeded:
+		r.limit = verdict.Limit
+		if next := verdict.Quota.Reset; !next.IsZero() {
+			r.retryAfter = max(next.Sub(s.clock()), time.Second)
+		}
+		return domain.Verdict{}, domain.Errorf(domain.CodeQuotaExceeded, "The key's quota is used up")
 	case domain.OutcomeNotFound:
 		if err := s.unknown(r, 1); err != nil {
 			return domain.Verdict{}, err

@@ -37,7 +37,7 @@ func bullseyeFailure(e *domain.Error) (int, []byte) {
 		status, code = fiber.StatusUnsupportedMediaType, "unsupported_media_type"
 	case domain.CodeUnprocessable, domain.CodeIdempotencyReused:
 		status, code = fiber.StatusUnprocessableEntity, "unprocessable"
-	case domain.CodeRateLimited:
+	case domain.CodeRateLimited, domain.CodeQuotaExceeded:
 		status, code = fiber.StatusTooManyRequests, "rate_limited"
 	case domain.CodeUnavailable:
 		status, code = fiber.StatusServiceUnavailable, "unavailable"

@@ -61,7 +61,7 @@ func bunshipFailure(e *domain.Error) (int, []byte) {
 		status, code = fiber.StatusUnprocessableEntity, "IDEMPOTENCY_KEY_REUSED"
 	case domain.CodeUnprocessable:
 		status, code = fiber.StatusUnprocessableEntity, "UNPROCESSABLE_ENTITY"
-	case domain.CodeRateLimited:
+	case domain.CodeRateLimited, domain.CodeQuotaExceeded:
 		status, code = fiber.StatusTooManyRequests, "RATE_LIMITED"
 	case domain.CodeUnavailable:
 		status, code = fiber.StatusServiceUnavailable, "SERVICE_UNAVAILABLE"

@@ -200,6 +200,66 @@ func (d *decoder) integer(field string, most uint32) (uint32, error) {
 	return 0, domain.Invalid(field, "must be an integer from 1 to %d", most)
 }
 
+// quota reads {"limit":1000,"refill":"month"}. Both must be there: what a quota is refilled by
+// is nothing to be guessed.
+func (d *decoder) quota(field string) (q domain.Quota, err error) {
+	switch d.PeekKind() {
+	case jsontext.KindBeginObject, jsontext.KindInvalid:
+	default:
+		return q, domain.Invalid(field, "must be an object with limit and refill, or null for none")
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return q, d.malformed(err)
+	}
+	for d.PeekKind() != jsontext.KindEndObject {
+		token, err := d.ReadToken()
+		if err != nil {
+			return q, d.malformed(err)
+		}
+		switch name := field + "." + token.String(); token.String() {
+		case "limit":
+			q.Limit, err = d.quotaLimit(name)
+		case "refill":
+			var text string
+			if text, err = d.text(name); err == nil {
+				q.Refill, err = domain.ParseRefill(text)
+			}
+		default:
+			err = domain.Invalid(field, "must have the members limit and refill alone")
+		}
+		if err != nil {
+			return q, err
+		}
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return q, d.malformed(err)
+	}
+	switch {
+	case q.Limit == 0:
+		err = domain.Invalid(field+".limit", "is required")
+	case q.Refill == "":
+		err = domain.Invalid(field+".refill", "is required: none, day or month")
+	}
+	return q, err
+}
+
+func (d *decoder) quotaLimit(field string) (uint64, error) {
+	switch d.PeekKind() {
+	case jsontext.KindNumber:
+		value, err := d.ReadValue()
+		if err != nil {
+			return 0, d.malformed(err)
+		}
+		if n, err := strconv.ParseUint(string(value), 10, 64); err == nil && n >= 1 && n <= domain.MostQuota {
+			return n, nil
+		}
+	case jsontext.KindInvalid:
+		_, err := d.ReadToken()
+		return 0, d.malformed(err)
+	}
+	return 0, domain.Invalid(field, "must be an integer from 1 to %d", domain.MostQuota)
+}
+
 // number reads a whole number from 0 to most, written as one.
 func (d *decoder) number(field string, most uint32) (uint32, error) {
 	if d.PeekKind() != jsontext.KindNumber {

@@ -39,6 +39,7 @@ type creation struct {
 	scopes    domain.Scopes
 	rateLimit uint32 // 0: none was named
 	unlimited bool   // no limit is asked for, and not the usual one
+	quota     domain.Quota
 	expiresAt time.Time
 	test      bool // it is for the test environment
 }
@@ -85,7 +86,7 @@ func (s *Server) create(r *request, p principal, c creation) (created, error) {
 	key, receipt, err := s.change(r, p, operation{"create", ""}, domain.KeyID(id), func(p principal) domain.KeyCommand {
 		return domain.CreateKey{
 			Now: now, Key: domain.KeyID(id), Organization: p.organization, Digest: secret.Digest(), Prefix: secret.VisiblePrefix(s.options.KeyFormat),
-			Name: c.name, Scopes: c.scopes, RateLimit: limit, ExpiresAt: c.expiresAt, Granter: p.scopes,
+			Name: c.name, Scopes: c.scopes, RateLimit: limit, Quota: c.quota, ExpiresAt: c.expiresAt, Granter: p.scopes,
 			// The user of a token. A key that creates keys is nobody's hand: who held it is
 			// not known, and its own creator need not be the one. So there is no user then
 			// (null to clients); the event's metadata names the key.

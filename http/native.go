@@ -39,7 +39,7 @@ func nativeFailure(e *domain.Error) (int, []byte) {
 		status = fiber.StatusUnsupportedMediaType
 	case domain.CodeUnprocessable, domain.CodeIdempotencyReused:
 		status = fiber.StatusUnprocessableEntity
-	case domain.CodeRateLimited:
+	case domain.CodeRateLimited, domain.CodeQuotaExceeded:
 		status = fiber.StatusTooManyRequests
 	case domain.CodeUnavailable:
 		status = fiber.StatusServiceUnavailable

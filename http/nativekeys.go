@@ -37,6 +37,7 @@ func (s *Server) nativeList(r *request) error {
 		if i > 0 {
 			body = append(body, ',')
 		}
+		s.stand(r, &l.keys[i], l.moment)
 		body = appendNativeKey(body, &l.keys[i], l.moment)
 	}
 	body = append(body, `],"hasMore":`...)
@@ -53,7 +54,9 @@ func (s *Server) nativeCreate(r *request) error {
 		return err
 	}
 	body := append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
-	body = appendNativeKey(body, &domain.KeyView{Key: made.key}, s.clock())
+	view := domain.KeyView{Key: made.key}
+	s.stand(r, &view, s.clock())
+	body = appendNativeKey(body, &view, s.clock())
 	body = append(body, `,"secret":`...)
 	body = appendTextOrNull(body, made.secret.Reveal())
 	r.set(fiber.HeaderLocation, strings.TrimSuffix(r.path(), "/")+"/"+made.key.ID.String())
@@ -67,6 +70,7 @@ func (s *Server) nativeGet(r *request) error {
 		return err
 	}
 	body := append(make([]byte, 0, 16+nativeKeyBytes), `{"key":`...)
+	s.stand(r, &view, moment)
 	body = appendNativeKey(body, &view, moment)
 	r.answer(fiber.StatusOK, fiber.MIMEApplicationJSON, append(body, '}'))
 	return nil
@@ -99,12 +103,21 @@ func (s *Server) nativeRevoke(r *request) error {
 		return err
 	}
 	body = append(make([]byte, 0, 128+nativeKeyBytes), `{"key":`...)
-	body = appendNativeKey(body, with(done.key), s.clock())
+	view := with(done.key)
+	s.stand(r, view, s.clock())
+	body = appendNativeKey(body, view, s.clock())
 	body = append(body, `,"changed":`...)
 	body = strconv.AppendBool(body, done.changed)
 	body = appendFence(body, &done)
 	r.answer(done.status(), fiber.MIMEApplicationJSON, append(body, '}'))
 	return nil
+}
+
+// stand adds to a key how much of its quota is left, when the key is shown as it is now.
+func (s *Server) stand(r *request, view *domain.KeyView, moment time.Time) {
+	if s.options.Quotas != nil && view.Quota.Given() && !moment.Before(r.arrived) {
+		view.Standing, _ = s.options.Quotas.Quota(view.ID, moment)
+	}
 }
 
 // appendFence tells whether the revocation holds everywhere, and what it took.
@@ -152,7 +165,7 @@ const lastUseWithin = 20 * time.Millisecond
 func readNativeCreation(body []byte) (creation, error) {
 	var c creation
 	f := creationFields{}
-	err := decodeObject(body, []string{"name", "scopes", "rateLimit", "expiresAt", "environment"}, func(d *decoder, name string) error {
+	err := decodeObject(body, []string{"name", "scopes", "rateLimit", "quota", "expiresAt", "environment"}, func(d *decoder, name string) error {
 		null, err := d.null()
 		switch {
 		case err != nil:
@@ -168,6 +181,9 @@ func readNativeCreation(body []byte) (creation, error) {
 			f.rateLimit, err = d.number(name, domain.MostRateLimit)
 			c.unlimited = f.rateLimit == 0
 			return err
+		case "quota":
+			c.quota, err = d.quota(name)
+			return err
 		case "environment":
 			c.test, err = d.environment(name)
 			return err
@@ -181,7 +197,7 @@ func readNativeCreation(body []byte) (creation, error) {
 	if err != nil {
 		return creation{}, err
 	}
-	checked.unlimited, checked.test = c.unlimited, c.test
+	checked.unlimited, checked.test, checked.quota = c.unlimited, c.test, c.quota
 	return checked, nil
 }
 
@@ -223,7 +239,7 @@ const (
 )
 
 // appendNativeKey appends a key as it stands at a moment. Every member is always
-// there, null where there is nothing to say.
+// there, null where there is nothing to say, but for the quota, which few have.
 func appendNativeKey(dst []byte, k *domain.KeyView, now time.Time) []byte {
 	dst = slices.Grow(dst, nativeKeyBytes)
 	dst = append(dst, `{"id":`...)
@@ -240,6 +256,7 @@ func appendNativeKey(dst []byte, k *domain.KeyView, now time.Time) []byte {
 	dst = appendScopes(dst, k.Scopes)
 	dst = append(dst, `,"rateLimit":`...)
 	dst = appendLimit(dst, k.RateLimit)
+	dst = appendQuota(dst, k.Quota, k.Standing)
 	dst = append(dst, `,"status":"`...)
 	dst = append(dst, nativeStatus(&k.Key, now)...)
 	dst = append(dst, `","createdAt":`...)
@@ -255,6 +272,26 @@ func appendNativeKey(dst []byte, k *domain.KeyView, now time.Time) []byte {
 	dst = append(dst, `,"uses":`...)
 	dst = strconv.AppendUint(dst, k.Uses, 10)
 	return append(dst, '}')
+}
+
+// appendQuota appends a quota, for a key that has one, and where the key stands against it:
+// null where that is not known.
+func appendQuota(dst []byte, q domain.Quota, s domain.QuotaStanding) []byte {
+	if !q.Given() {
+		return dst
+	}
+	dst = append(dst, `,"quota":{"limit":`...)
+	dst = strconv.AppendUint(dst, q.Limit, 10)
+	if s.Given() {
+		dst = append(dst, `,"remaining":`...)
+		dst = strconv.AppendUint(dst, s.Remaining, 10)
+	} else {
+		dst = append(dst, `,"remaining":null`...)
+	}
+	dst = append(dst, `,"refill":"`...)
+	dst = append(dst, q.Refill...)
+	dst = append(dst, `","resetsAt":`...)
+	return append(appendTime(dst, s.Reset), '}')
 }
 
 // nativeStatus is in one word why a key is refused, or that it is not. The order is

@@ -216,6 +216,10 @@ func (r *request) fail(err error) {
 			wait = r.limit.Next.Sub(r.server.clock())
 		}
 		r.set(fiber.HeaderRetryAfter, seconds(wait))
+	case domain.CodeQuotaExceeded:
+		if r.retryAfter > 0 { // otherwise it never gets better
+			r.set(fiber.HeaderRetryAfter, seconds(r.retryAfter))
+		}
 	default:
 	}
 	r.answer(status, r.dialect.problemType, body)

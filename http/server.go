@@ -41,6 +41,12 @@ type Verifier interface {
 	Position() domain.Position
 }
 
+// Quotas says where a key stands against its quota; false when it has none, or that is
+// not known.
+type Quotas interface {
+	Quota(id domain.KeyID, now time.Time) (domain.QuotaStanding, bool)
+}
+
 // KeyList is the list view. List and Get show at least everything that was committed when
 // they were called.
 type KeyList interface {
@@ -57,6 +63,8 @@ type Options struct {
 	Keys     KeyList
 	// Fence makes revocations hold everywhere. nil: they hold on this node.
 	Fence Fence
+	// Quotas says how much of quotas is left. nil: keys are shown without it.
+	Quotas Quotas
 	// Usage counts uses. nil: there is no route for them.
 	Usage Usage
 	// Log is the transparency log. nil: there are no routes for it.

@@ -310,7 +310,7 @@ func scopeText(text []byte) string {
 }
 
 // appendVerdict appends the answer. Every member is always there, null where there
-// is nothing to say.
+// is nothing to say, but for the quota, which is there for keys that have one.
 func appendVerdict(dst []byte, v *domain.Verdict) []byte {
 	if v.Outcome == domain.OutcomeValid {
 		dst = append(dst, `{"valid":true,"code":"`...)
@@ -333,7 +333,7 @@ func appendVerdict(dst []byte, v *domain.Verdict) []byte {
 	dst = append(dst, `,"expiresAt":`...)
 	dst = appendTime(dst, v.ExpiresAt)
 	if v.Limit.PerMinute == 0 {
-		dst = append(dst, `,"rateLimit":null,"position":`...)
+		dst = append(dst, `,"rateLimit":null`...)
 	} else {
 		dst = append(dst, `,"rateLimit":{"limit":`...)
 		dst = strconv.AppendUint(dst, uint64(v.Limit.PerMinute), 10)
@@ -341,8 +341,10 @@ func appendVerdict(dst []byte, v *domain.Verdict) []byte {
 		dst = strconv.AppendUint(dst, uint64(v.Limit.Remaining), 10)
 		dst = append(dst, `,"reset":`...)
 		dst = strconv.AppendInt(dst, ceilUnix(v.Limit.Reset), 10)
-		dst = append(dst, `},"position":`...)
+		dst = append(dst, '}')
 	}
+	dst = appendQuota(dst, v.Quota.Quota, v.Quota)
+	dst = append(dst, `,"position":`...)
 	return appendBasis(dst, v)
 }
 
