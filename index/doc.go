@@ -4,7 +4,7 @@
 // # What it promises
 //
 //   - A verdict is the domain's: what [domain.Key.Judge] says of the key as the log
-//     tells it, then the limit. The verdict's position is never ahead of what was known.
+//     tells it, then the quota and the limit. The verdict's position is never ahead of what was known.
 //   - The index is complete, so a miss is an answer. Before it has everything up to
 //     where the log ended when it was loaded, it answers nothing
 //     ([domain.CodeUnavailable]), and again when what it holds turns out to belong to
@@ -16,11 +16,13 @@
 //     verdict.
 //   - [Index.Verify] allocates nothing, asks nobody, and writes to no memory that keys
 //     share. It takes no lock, but for one of many for a few instructions where
-//     a use is refused, or is a key's first one after a minute.
+//     a use is refused, is a key's first one after a minute, or is of a key with a quota.
 //   - In one index a key with a limit of L a minute is accepted at most L times in any
 //     60 seconds: limit.go says how, and what that costs. Indexes that were told of each other
 //     ([Index.Share]) keep limits together: share.go. A verification of a key that is used
 //     faster than the others hear of it then waits for them, 50 ms at most.
+//   - In one index a key with a quota is never accepted more often in a period than that, what it was told
+//     of other indexes' uses included: quota.go. Keys without one pay nothing for that.
 //   - Every use of a known key is counted, whatever the outcome, until a [Collector] takes
 //     the count out. Counts are exact; the first and last moment may be those
 //     of a use that is collected the next time.
@@ -40,6 +42,7 @@
 //	profile.go    what keys have in common; scopes.go their scopes
 //	lease.go      until when verdicts may be given
 //	limit.go      the limit in two words; share.go limits of several nodes
+//	quota.go      the quotas of those that have one
 //	tally.go      what is remembered of a key in use; use.go counts, refusal.go the refused
 //	collect.go    how counts leave the index
 //	contents.go   how keys come, change and go

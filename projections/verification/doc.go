@@ -11,9 +11,13 @@
 //     then what was not recorded is missing, which is at most one window and the flush under way.
 //     [Accountant.VerifyDurable] answers only when the use is recorded.
 //
+//   - What was spent of quotas, before this run and elsewhere, [Quotas] tells the index from the
+//     log: each use once, and those of this run not again. A key with a quota is answered for once that is known.
+//
 // # The shape
 //
 //	follow.go     loading and following; load.go and copy.go the snapshot
 //	accountant.go counts to KeyUsed events
+//	quotas.go     KeyUsed events to what is spent of quotas
 //	metrics.go    what is published of the index, accountmetrics.go of the uses
 package verification

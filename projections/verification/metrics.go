@@ -46,6 +46,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	gauge(bytesMetric, float64(m.Names), "names")
 	gauge(bytesMetric, float64(m.Profiles), "profiles")
 	gauge(bytesMetric, float64(m.Tallies), "tallies")
+	gauge(bytesMetric, float64(m.Quotas), "quotas")
 	gauge(shadowedMetric, float64(x.Shadowed()))
 	took, keys := x.Loaded()
 	gauge(loadMetric, took.Seconds())
