@@ -10,7 +10,6 @@
 //   - Every use of a known key is recorded exactly once unless the process is killed:
 //     then what was not recorded is missing, which is at most one window and the flush under way.
 //     [Accountant.VerifyDurable] answers only when the use is recorded.
-//
 //   - What was spent of quotas, before this run and elsewhere, [Quotas] tells the index from the
 //     log: each use once, and those of this run not again. A key with a quota is answered for once that is known.
 //
