@@ -276,24 +276,28 @@ func TestTwoProcessesUnderOneNameNoticeEachOther(t *testing.T) {
 	h.write(2)
 	one := h.subscribe(client.SubscribeOptions{Name: "test", Store: client.KVStore(bucket)})
 	one.expect(1, 2)
-	// The second begins where the first has kept that it is: that may come a moment after its handler.
+	// A position is kept a moment after its handler has returned.
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for {
-		at, err := client.KVStore(bucket).Load(t.Context(), "test")
-		if err != nil {
-			t.Fatal(err)
+	kept := func(position client.Position) {
+		for {
+			at, err := client.KVStore(bucket).Load(t.Context(), "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at.Position == position {
+				return
+			}
+			<-poll.C
 		}
-		if at.Position == 2 {
-			break
-		}
-		<-poll.C
 	}
+	kept(2) // where the second begins
 	two := h.subscribe(client.SubscribeOptions{Name: "test", Store: client.KVStore(bucket)})
 	h.write(1)
 	two.expect(3)
 	h.write(1)
 	two.expect(4)
+	kept(4) // were it 3, the first would take it for its own
 	one.expect(3)
 	if err := one.end(false); !errors.Is(err, client.ErrTwoSubscribers) {
 		t.Errorf("it ended with %v", err)

@@ -44,7 +44,7 @@ func awaitCheckpoint(t *testing.T, server *servertest.Server, size string) strin
 	t.Helper()
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
-	for started := time.Now(); time.Since(started) < 30*time.Second; <-poll.C {
+	for started := time.Now(); time.Since(started) < time.Minute; <-poll.C {
 		note := call(t, http.MethodGet, server.URL()+"/api/v1/log/lifecycle/checkpoint", "").body
 		if lines := strings.Split(note, "\n"); len(lines) > 2 && lines[1] == size {
 			return note
