@@ -21,6 +21,18 @@ func pageSize(lane domain.Lane) int {
 	return 1000
 }
 
+// mostFollowed is how many events Follow gives at once of those that it has in memory. Uses come as an event for each
+// organization and flush: the more flushes a fold gets at once, the more of them are of the same keys.
+func mostFollowed(lane domain.Lane) int {
+	if lane == domain.Usage {
+		return mostTailEvents / 2
+	}
+	return pageSize(lane)
+}
+
+// Cut says whether n events that Follow gave at once are as many as it gives, so that there are probably more.
+func Cut(lane domain.Lane, n int) bool { return n == pageSize(lane) || n == mostFollowed(lane) }
+
 const columnsSQL = `position, epoch, id, stream, version, organization, type, schema, recorded_at, data, metadata, sealed`
 
 // Read gives the events of a lane behind a position, in order, up to the head as it was at the call.
@@ -63,7 +75,7 @@ func (s *Store) Follow(ctx context.Context, lane domain.Lane, after domain.Posit
 				return
 			}
 			said := tail.said()
-			events := tail.after(after, pageSize(lane))
+			events := tail.after(after, mostFollowed(lane))
 			if len(events) == 0 {
 				var err error
 				if events, err = s.next(ctx, lane, after); err != nil {
@@ -104,7 +116,7 @@ func (s *Store) next(ctx context.Context, lane domain.Lane, after domain.Positio
 	} else {
 		defer ended()
 	}
-	if events := t.after(after, pageSize(lane)); len(events) > 0 {
+	if events := t.after(after, mostFollowed(lane)); len(events) > 0 {
 		return events, nil
 	}
 	events, err := s.page(ctx, lane, after, domain.Position(1<<62))

@@ -27,10 +27,14 @@ type FollowerOptions struct {
 
 const (
 	defaultApplyTimeout = 10 * time.Second
-	// mostEvents and mostBytes bound what one statement applies. An event of the
+	// mostEvents and mostBytes bound what one statement of a catch-up applies. An event of the
 	// usage lane may name some thousand keys.
 	mostEvents = 1000
 	mostBytes  = 4 << 20
+	// A statement of Run has up to mostGathered bytes of events, and half as many each time that one took
+	// more than a quarter of its timeout.
+	mostGathered  = 16 << 20
+	leastGathered = 1 << 20
 	// How long Run waits before it tries again what failed.
 	firstBackOff = 50 * time.Millisecond
 	longBackOff  = 5 * time.Second
@@ -61,6 +65,7 @@ type Follower struct {
 	driver chan struct{}
 	at     Checkpoint      // as it was read or moved last
 	head   eventstore.Head // whose ledger and epoch the next checkpoint bears
+	bytes  int             // of events in the next statement
 
 	position atomic.Uint64 // at.Position, for everybody
 }
@@ -78,7 +83,7 @@ func NewFollower(log Log, projection Projection, o FollowerOptions) *Follower {
 	}
 	f := &Follower{
 		log: log, projection: projection, logger: o.Logger.With("projection", projection.Name()), timeout: o.ApplyTimeout,
-		lag: newLag(o.Clock), driver: make(chan struct{}, 1),
+		lag: newLag(o.Clock), driver: make(chan struct{}, 1), bytes: mostBytes,
 	}
 	f.driver <- struct{}{}
 	if err := f.lag.register(o.Registerer, projection.Name()); err != nil {
@@ -160,8 +165,8 @@ func (f *Follower) follow(ctx context.Context) error {
 				stepBack = firstStepBack
 				// Whoever reads drives the projection as far as they need it, so nobody
 				// waits for this: under load it lets one statement do the work of many.
-				if len(batch) < mostEvents/2 {
-					if err := pause(ctx, f.gather(time.Since(began))); err != nil {
+				if wait := f.gather(len(batch), time.Since(began)); wait > 0 {
+					if err := pause(ctx, wait); err != nil {
 						return err
 					}
 				}
@@ -187,12 +192,19 @@ func (f *Follower) follow(ctx context.Context) error {
 	}
 }
 
-// gather says how long to let events gather after a statement that took so long.
-func (f *Follower) gather(took time.Duration) time.Duration {
-	if f.projection.Lane() != domain.Usage {
-		return gathering
+// gather says how long to let events gather after so many were applied at once and took so long: not at
+// all when there are probably more by now.
+func (f *Follower) gather(events int, took time.Duration) time.Duration {
+	lane := f.projection.Lane()
+	switch {
+	case eventstore.Cut(lane, events):
+		return 0
+	case lane == domain.Usage:
+		return min(max(gatheringOfUses*took, gathering), longGathering)
+	case events >= mostEvents/2:
+		return 0
 	}
-	return min(max(gatheringOfUses*took, gathering), longGathering)
+	return gathering
 }
 
 // CatchUp returns when the projection has reached a position, which the log must
@@ -273,7 +285,12 @@ func (f *Follower) offer(ctx context.Context, batch []eventstore.Recorded) (race
 			return race, fmt.Errorf("the checkpoint went back to %d: start again from there", f.at.Position)
 		}
 		batch = batch[f.at.Position+1-first:]
-		moved, err := f.apply(ctx, batch[:fitting(batch)])
+		began := time.Now()
+		moved, err := f.apply(ctx, batch[:f.fitting(batch)])
+		if f.bytes *= 2; time.Since(began) > f.timeout/4 {
+			f.bytes /= 4
+		}
+		f.bytes = min(max(f.bytes, leastGathered), mostGathered)
 		switch {
 		case err != nil:
 			return race, err
@@ -286,10 +303,10 @@ func (f *Follower) offer(ctx context.Context, batch []eventstore.Recorded) (race
 }
 
 // fitting says how many events of a batch one statement applies.
-func fitting(batch []eventstore.Recorded) int {
+func (f *Follower) fitting(batch []eventstore.Recorded) int {
 	bytes := 0
 	for i, r := range batch {
-		if bytes += len(r.Data); i > 0 && bytes > mostBytes {
+		if bytes += len(r.Data); i > 0 && bytes > f.bytes {
 			return i
 		}
 	}
