@@ -112,8 +112,20 @@ func (l *Log) CreateAt(organization domain.OrganizationID, name string, at time.
 	return key
 }
 
+// CreateQuota makes a key that has a quota, and no limit a minute.
+func (l *Log) CreateQuota(organization domain.OrganizationID, name string, quota domain.Quota) domain.Key {
+	l.t.Helper()
+	key, err := l.tryCreate(organization, name, time.Now(), func(c *domain.CreateKey) { c.RateLimit, c.Quota = 0, quota })
+	Must(l.t, err)
+	return key
+}
+
 // TryCreate is CreateAt for other goroutines than the test's.
 func (l *Log) TryCreate(organization domain.OrganizationID, name string, at time.Time) (domain.Key, error) {
+	return l.tryCreate(organization, name, at, func(*domain.CreateKey) {})
+}
+
+func (l *Log) tryCreate(organization domain.OrganizationID, name string, at time.Time, change func(*domain.CreateKey)) (domain.Key, error) {
 	secret, err := domain.NewSecret(domain.DefaultKeyFormat, false, rand.Reader)
 	if err != nil {
 		return domain.Key{}, err
@@ -123,11 +135,13 @@ func (l *Log) TryCreate(organization domain.OrganizationID, name string, at time
 		return domain.Key{}, err
 	}
 	at = at.UTC().Truncate(time.Microsecond)
-	key, _, err := l.ChangeKey(l.t.Context(), domain.Request{Metadata: metadata()}, domain.KeyID(id), domain.CreateKey{
+	command := domain.CreateKey{
 		Now: at, Key: domain.KeyID(id), Organization: organization, Digest: secret.Digest(), Prefix: secret.VisiblePrefix(domain.DefaultKeyFormat),
 		Name: name, Scopes: domain.Scopes{domain.ScopeRead, domain.ScopeWrite}, RateLimit: domain.DefaultRateLimit,
 		CreatedBy: "usr_1", Granter: domain.Scopes{domain.ScopeAll},
-	})
+	}
+	change(&command)
+	key, _, err := l.ChangeKey(l.t.Context(), domain.Request{Metadata: metadata()}, domain.KeyID(id), command)
 	return key, err
 }
 
