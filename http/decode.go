@@ -225,7 +225,7 @@ func (d *decoder) quota(field string) (q domain.Quota, err error) {
 				q.Refill, err = domain.ParseRefill(text)
 			}
 		default:
-			err = domain.Invalid(field, "must have the members limit and refill alone")
+			err = d.skip()
 		}
 		if err != nil {
 			return q, err

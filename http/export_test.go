@@ -39,11 +39,12 @@ func WriteCursor(key []byte, organization domain.OrganizationID, id domain.KeyID
 	return cursors{key}.write(organization, id)
 }
 
-// ReadCreations reads the body of a create request in both dialects.
-func ReadCreations(body []byte) (seed, ship error) {
+// ReadCreations reads the body of a create request in all dialects.
+func ReadCreations(body []byte) (seed, ship, own error) {
 	_, seed = readBullseyeCreation(body)
 	_, ship = readBunshipCreation(body)
-	return seed, ship
+	_, own = readNativeCreation(body)
+	return seed, ship, own
 }
 
 // AppendText is how every text goes into an answer.

@@ -44,6 +44,7 @@ type stored struct {
 	used    time.Time
 	uses    uint64
 	spent   uint32 // of the limit
+	quota   uint64 // what is spent of it
 }
 
 type answered struct {
@@ -132,6 +133,10 @@ func (g *ledger) Verify(v domain.Verification) (domain.Verdict, error) {
 		if g.stale {
 			verdict.Stale, verdict.Age = true, 1500*time.Millisecond+1
 		}
+		quota := s.key.Quota
+		if quota.Given() && verdict.Outcome == domain.OutcomeValid && s.quota == quota.Limit {
+			verdict.Outcome = domain.OutcomeQuotaExceeded
+		}
 		if limit := s.key.RateLimit; limit > 0 {
 			if g.minute.IsZero() {
 				g.minute = v.Now.Add(time.Minute)
@@ -150,10 +155,31 @@ func (g *ledger) Verify(v domain.Verification) (domain.Verdict, error) {
 		}
 		if verdict.Outcome == domain.OutcomeValid {
 			s.used, s.uses = v.Now, s.uses+1
+			if quota.Given() {
+				s.quota++
+			}
 		}
+		verdict.Quota = s.standing(v.Now)
 		return verdict, nil
 	}
 	return domain.Verdict{Outcome: domain.OutcomeNotFound, Position: g.position}, nil
+}
+
+func (s *stored) standing(now time.Time) (standing domain.QuotaStanding) {
+	if q := s.key.Quota; q.Given() {
+		standing = domain.QuotaStanding{Quota: q, Remaining: q.Limit - s.quota, Reset: q.Refill.Next(q.Refill.Start(now))}
+	}
+	return standing
+}
+
+func (g *ledger) Quota(id domain.KeyID, now time.Time) (domain.QuotaStanding, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if k := g.keys[id]; k != nil && g.indexDown == nil {
+		standing := k.standing(now)
+		return standing, standing.Given()
+	}
+	return domain.QuotaStanding{}, false
 }
 
 func (g *ledger) WaitFor(ctx context.Context, position domain.Position) error {

@@ -36,14 +36,16 @@ func FuzzCreations(f *testing.F) {
 	for _, body := range []string{
 		`{"name":"n","scopes":["read"],"rateLimit":5,"expiresAt":"2030-01-01T00:00:00Z"}`, `{"name":null}`, `[]`, `{"a":{"b":[[]]}}`, `{"rateLimit":1e5}`, "\xff",
 		strings.Repeat(`{"a":`, 40), `{"name":"a","n\u0061me":"b"}`,
+		`{"name":"n","scopes":["read"],"quota":{"limit":1000000000000,"refill":"month","x":[{}]}}`, `{"quota":{"limit":0}}`, `{"quota":{"limit":1,"limit":2}}`, `{"quota":{"lim`,
 	} {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		seed, ship := keyhttp.ReadCreations(body)
+		seed, ship, own := keyhttp.ReadCreations(body)
 		mustBeAClientsError(t, seed)
 		mustBeAClientsError(t, ship)
-		if (seed == nil || ship == nil) && !json.Valid(body) {
+		mustBeAClientsError(t, own)
+		if (seed == nil || ship == nil || own == nil) && !json.Valid(body) {
 			t.Errorf("took %q", body)
 		}
 	})
@@ -60,7 +62,7 @@ func mustBeAClientsError(t *testing.T, err error) {
 		return
 	}
 	switch e.Field {
-	case "", "body", "key", "scopes", "organizationId", "durable", "name", "rateLimit", "expiresAt":
+	case "", "body", "key", "scopes", "organizationId", "durable", "name", "rateLimit", "quota", "quota.limit", "quota.refill", "expiresAt", "environment":
 	default:
 		t.Errorf("an error names the field %q", e.Field)
 	}

@@ -86,7 +86,7 @@ func start(t testing.TB, change ...func(*keyhttp.Options)) *site {
 	t.Helper()
 	s := &site{ledger: newLedger(), t: t, metrics: prometheus.NewRegistry(), log: &logBuffer{}, now: noon}
 	options := keyhttp.Options{
-		Ledger: s.ledger, Verifier: s.ledger, Keys: s.ledger, Epoch: s.epoch, CursorKey: []byte("a key for cursors"),
+		Ledger: s.ledger, Verifier: s.ledger, Quotas: s.ledger, Keys: s.ledger, Epoch: s.epoch, CursorKey: []byte("a key for cursors"),
 		Logger: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Clock: s.clock,
 		Registerer: s.metrics, Gatherer: s.metrics, Version: keyhttp.Version{Version: "1.2.3", Commit: "abc"},
 		Tokens: keyhttp.TokenOptions{Secret: tokenSecret, Issuer: "https://issuer.example", Audience: "keyledger"},
