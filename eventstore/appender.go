@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"keyledger/domain"
 )
 
@@ -84,6 +86,9 @@ type appender struct {
 	stopped chan struct{}    // closed when run has returned: nobody answers any more
 	waiting []*appendRequest // put off by the last batch
 
+	conn *pgxpool.Conn // its own between batches, or nil
+	used time.Time     // when it was last
+
 	awaySince  time.Time     // when the database was last heard of, if it does not answer; else zero
 	lastCommit time.Duration // how long the last batch took
 	expected   int           // how many commands the next one may hope for
@@ -126,6 +131,7 @@ func (a *appender) append(ctx context.Context, r *appendRequest) (appendAnswer, 
 // queues up. When ctx ends it writes what is queued and returns.
 func (a *appender) run(ctx context.Context) error {
 	defer close(a.stopped)
+	defer a.giveBack()
 	for {
 		if len(a.waiting) == 0 {
 			select {
@@ -372,18 +378,57 @@ func (a *appender) call(ctx context.Context, batch []*appendRequest) (*batchResu
 	defer cancel()
 	c := newColumns(batch)
 	var result batchResult
-	row := a.store.pool.QueryRow(ctx, appendSQL,
+	conn, err := a.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	row := conn.QueryRow(ctx, appendSQL,
 		string(a.lane), [16]byte(a.store.ledger), a.store.epoch,
 		c.ids, c.fingerprints, c.streams, c.expected, c.first, c.counts, c.guards, c.guarded,
 		c.command, c.eventIDs, c.versions, c.organizations, c.types, c.schemas, c.data, c.metadata, c.sealed)
 	if err := row.Scan(&result.head, &result.at, &result.outcomes, &result.known); err != nil {
+		a.giveBack()
 		return nil, err
+	}
+	if a.used = time.Now(); a.store.pool.Config().MaxConns < leastForOwn {
+		a.giveBack()
 	}
 	result.at = result.at.UTC()
 	if len(result.outcomes) != len(batch) {
 		return nil, fmt.Errorf("append_events answered %d of %d commands", len(result.outcomes), len(batch))
 	}
 	return &result, nil
+}
+
+const (
+	// leastForOwn is how many connections there must be for appenders to keep one each.
+	leastForOwn = 6
+	// freshFor is how long a connection that was used is taken for one that works.
+	freshFor = time.Second
+)
+
+// connection gives the appender's connection. It keeps it: a commit that everybody waits for then waits for nobody
+// who reads, nor for a connection that is made or has to learn the statement.
+func (a *appender) connection(ctx context.Context) (*pgxpool.Conn, error) {
+	if a.conn != nil && time.Since(a.used) > freshFor && a.conn.Ping(ctx) != nil {
+		a.giveBack()
+	}
+	if a.conn == nil {
+		conn, err := a.store.pool.Acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		a.conn = conn
+	}
+	return a.conn, nil
+}
+
+// giveBack leaves the connection to the pool, which ends it unless it is sound.
+func (a *appender) giveBack() {
+	if a.conn != nil {
+		a.conn.Release()
+		a.conn = nil
+	}
 }
 
 // columns is a batch as arrays, the form in which one call can carry it.

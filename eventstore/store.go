@@ -24,6 +24,7 @@ const serviceRole = "keyledger_service"
 // ConnectOptions are the choices of Connect.
 type ConnectOptions struct {
 	MaxConns int             // 0: 16
+	MinConns int             // are there before somebody waits for one
 	Tracer   pgx.QueryTracer // nil: none
 }
 
@@ -37,6 +38,7 @@ func Connect(ctx context.Context, url string, options ConnectOptions) (*pgxpool.
 	if options.MaxConns > 0 {
 		config.MaxConns = int32(options.MaxConns)
 	}
+	config.MinConns = int32(options.MinConns)
 	if options.Tracer != nil {
 		config.ConnConfig.Tracer = options.Tracer
 	}

@@ -167,7 +167,7 @@ func (n *node) startLog(ctx context.Context, masterKey []byte) (err error) {
 		n.conn.Close()
 		return nil
 	})
-	n.pool, err = eventstore.Connect(ctx, n.database.URL, eventstore.ConnectOptions{MaxConns: n.config.DatabaseConnections, Tracer: n.tracing.queries})
+	n.pool, err = eventstore.Connect(ctx, n.database.URL, eventstore.ConnectOptions{MaxConns: n.config.DatabaseConnections, MinConns: n.config.DatabaseConnections / 2, Tracer: n.tracing.queries})
 	if err != nil {
 		return err
 	}
@@ -293,7 +293,7 @@ func (n *node) startIndex(context.Context) (err error) {
 
 // startFence joins those whom revocations wait for. It stops when every door is closed.
 func (n *node) startFence(ctx context.Context) error {
-	pool, err := eventstore.Connect(ctx, n.database.URL, eventstore.ConnectOptions{MaxConns: fenceConnections})
+	pool, err := eventstore.Connect(ctx, n.database.URL, eventstore.ConnectOptions{MaxConns: fenceConnections, MinConns: fenceConnections})
 	if err != nil {
 		return err
 	}
