@@ -89,6 +89,11 @@ func Rebuild(ctx context.Context, o RebuildOptions) (report Report, err error) {
 	if err := r.lock(ctx); err != nil {
 		return report, err
 	}
+	// What stands beside the live tables is nobody's before the swap. That waits for the disk, since it drops
+	// tables, and so for all that it rests on.
+	if _, err := conn.Exec(ctx, `SET synchronous_commit = off; SET default_statistics_target = 10`); err != nil {
+		return report, eventstore.Wrap(err, "begin the rebuild")
+	}
 	if err := r.prepare(ctx); err != nil {
 		return report, err
 	}
