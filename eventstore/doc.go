@@ -19,7 +19,8 @@
 //	store.go     Open, the write side's loop (load, decide, append, retry on conflict)
 //	appender.go  group commit: what queued up during the last commit is the next batch
 //	read.go      Read, ReadStream, Follow, Head
-//	tail.go      what this process appended last, and who waits for more
+//	tail.go      the log's end in memory, and who waits for more
+//	letter.go    what was committed, on its way to the other processes
 //	codec.go     events <-> bytes, the envelope
 //	keyring.go   data keys, sealing
 //	erase.go     what this process forgets of an erased organization

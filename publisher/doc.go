@@ -10,7 +10,7 @@
 //     stream that lags, was truncated, was wiped or never existed to the log's head.
 //   - A stream that contradicts the log is never repaired in silence. Its relay
 //     stops with an alarm until [Relay.Rebuild].
-//   - Nothing personal is published: what is sealed in the log stays there.
+//   - Nothing personal is published in a stream: what is sealed in the log stays there.
 //
 // The stream is a fan-out that can be rebuilt, never the truth. JetStream
 // acknowledges before it syncs to disk, so messages may be lost at its end; the
@@ -23,5 +23,5 @@
 //	message.go  an event as a message: CloudEvents 1.0 in headers, data as stored
 //	names.go    streams, subjects, headers
 //	status.go   what a relay says about itself: status and metrics
-//	wake.go     core NATS messages that say how far a lane has come
+//	wake.go     core NATS messages that say how far a lane has come, and carry the log's letters
 package publisher

@@ -3,6 +3,7 @@ package publisher
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -93,7 +94,7 @@ func (w *Wake) Run(ctx context.Context) error {
 		for _, a := range announced {
 			text := strconv.AppendUint(nil, uint64(a.position), 10)
 			if a.letter != nil {
-				text = append(append(text, ' '), a.letter...)
+				text = base64.StdEncoding.AppendEncode(append(text, ' '), a.letter)
 			}
 			if err := w.nc.Publish(WakeSubject(a.lane), text); err != nil {
 				w.logger.Debug("a wake was not sent", "lane", a.lane, "error", err)
@@ -132,7 +133,11 @@ func parseWake(message *nats.Msg) (announcement, bool) {
 	if lane != domain.Lifecycle && lane != domain.Usage {
 		return announcement{}, false
 	}
-	number, letter, _ := bytes.Cut(message.Data, []byte(" "))
+	number, text, _ := bytes.Cut(message.Data, []byte(" "))
 	position, err := strconv.ParseUint(string(number), 10, 63)
-	return announcement{lane, domain.Position(position), letter}, err == nil && position > 0
+	if err != nil || position == 0 {
+		return announcement{}, false
+	}
+	letter, err := base64.StdEncoding.AppendDecode(nil, text)
+	return announcement{lane, domain.Position(position), letter}, err == nil
 }

@@ -22,7 +22,7 @@ type Config struct {
 	DatabaseAdminURL URL `env:"KEYLEDGER_DATABASE_ADMIN_URL"`
 	// How long to wait at the start for a Postgres that cannot be reached.
 	DatabaseWait time.Duration `env:"KEYLEDGER_DATABASE_WAIT" envDefault:"60s"`
-	// Connections to Postgres.
+	// Connections to Postgres. Half of them are kept open.
 	DatabaseConnections int `env:"KEYLEDGER_DATABASE_CONNECTIONS" envDefault:"16"`
 	// Apply what the database lacks of its schema at the start. Where it is off,
 	// run keyledger migrate before.
