@@ -52,14 +52,17 @@ INSERT INTO verifiers AS v (id, kind, name, lease_ms) VALUES ($1, $2, $3, $4)
 
 // renew marks a row as seen and reads where the log ends, in one statement on the
 // primary: a standby refuses it. ok is false when the row is gone. Whatever was committed before
-// the call is part of the answer. It does not wait for the disk, which commits of revocations do: the row is there
-// since the verifier joined, and a number that a crash takes back is another one than the reaper has seen.
+// the call is part of the answer.
+//
+// It waits for the disk, although the row is there since the verifier joined. A renewal that a crash of the database takes
+// back leaves the number that the reaper may have seen before, and it would remove the row of a verifier whose lease,
+// granted by what was lost, still runs.
 func (r *registry) renew(ctx context.Context, id domain.ID) (head domain.Position, ok bool, err error) {
 	var ledger [16]byte
 	var epoch uint32
 	rows, err := r.pool.Query(ctx, `
 UPDATE verifiers v SET renewal = nextval('verifier_renewals'), seen_at = clock_timestamp()
-  FROM log_head h, set_config('synchronous_commit', 'off', true)
+  FROM log_head h
  WHERE v.id = $1 AND h.lane = 'lifecycle'
 RETURNING h.position, h.epoch, h.ledger_id`, [16]byte(id))
 	if err != nil {
