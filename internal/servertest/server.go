@@ -250,10 +250,20 @@ func (s *Server) PostgresPid() int {
 	}
 	first, _, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil || syscall.Kill(pid, 0) != nil {
+	if err != nil || !runs(pid) {
 		return 0
 	}
 	return pid
+}
+
+// runs says whether a process is the Postgres that left its id. Ids come again, and one that
+// has ended keeps its own until somebody has asked how.
+func runs(pid int) bool {
+	if syscall.Kill(pid, 0) != nil {
+		return false
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat") // only Linux tells more
+	return err != nil || strings.Contains(string(stat), " (postgres) ") && !strings.Contains(string(stat), ") Z ")
 }
 
 // Key is what keyledger bootstrap --json prints.

@@ -9,6 +9,7 @@
 //	func TestMain(m *testing.M) { testkit.Main(m) }
 //
 // which stops Postgres after the last test and fails when goroutines were left
-// behind. A test process that is killed takes its Postgres with it; what it
+// behind. What must be told its port before it listens has one from Port, which nobody
+// else is given meanwhile. A test process that is killed takes its Postgres with it; what it
 // leaves on disk, the next one removes.
 package testkit
