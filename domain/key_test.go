@@ -37,6 +37,8 @@ func TestKeyDecisions(t *testing.T) {
 	}
 	expiring := created()
 	expiring.ExpiresAt = noon.Add(time.Hour)
+	quoted := created()
+	quoted.Quota = domain.Quota{Limit: 5, Refill: domain.RefillDay}
 	with := func(change func(*domain.CreateKey)) domain.CreateKey {
 		c := creation()
 		change(&c)
@@ -49,11 +51,17 @@ func TestKeyDecisions(t *testing.T) {
 		refused domain.Code
 		field   string
 	}{
-		"a key is created":                        {nil, creation(), []domain.Event{created()}, "", ""},
-		"a key is not created twice":              {[]domain.Event{created()}, creation(), nil, domain.CodeUnprocessable, ""},
-		"a key needs a scope":                     {nil, with(func(c *domain.CreateKey) { c.Scopes = nil }), nil, domain.CodeInvalid, "scopes"},
-		"a key expires in the future":             {nil, with(func(c *domain.CreateKey) { c.ExpiresAt = noon }), nil, domain.CodeInvalid, "expiresAt"},
-		"a limit has a limit":                     {nil, with(func(c *domain.CreateKey) { c.RateLimit = domain.MostRateLimit + 1 }), nil, domain.CodeInvalid, "rateLimit"},
+		"a key is created":              {nil, creation(), []domain.Event{created()}, "", ""},
+		"a key is not created twice":    {[]domain.Event{created()}, creation(), nil, domain.CodeUnprocessable, ""},
+		"a key needs a scope":           {nil, with(func(c *domain.CreateKey) { c.Scopes = nil }), nil, domain.CodeInvalid, "scopes"},
+		"a key expires in the future":   {nil, with(func(c *domain.CreateKey) { c.ExpiresAt = noon }), nil, domain.CodeInvalid, "expiresAt"},
+		"a limit has a limit":           {nil, with(func(c *domain.CreateKey) { c.RateLimit = domain.MostRateLimit + 1 }), nil, domain.CodeInvalid, "rateLimit"},
+		"a key is created with a quota": {nil, with(func(c *domain.CreateKey) { c.Quota = quoted.Quota }), []domain.Event{quoted}, "", ""},
+		"a quota has a limit": {nil, with(func(c *domain.CreateKey) {
+			c.Quota = domain.Quota{Limit: domain.MostQuota + 1, Refill: domain.RefillDay}
+		}), nil, domain.CodeInvalid, "quota.limit"},
+		"a refill alone is no quota":              {nil, with(func(c *domain.CreateKey) { c.Quota.Refill = domain.RefillDay }), nil, domain.CodeInvalid, "quota.limit"},
+		"a quota is refilled by what there is":    {nil, with(func(c *domain.CreateKey) { c.Quota = domain.Quota{Limit: 1, Refill: "week"} }), nil, domain.CodeInvalid, "quota.refill"},
 		"nobody grants what they lack":            {nil, with(func(c *domain.CreateKey) { c.Scopes = domain.Scopes{"agency:read"} }), nil, domain.CodeForbidden, "scopes"},
 		"admin does not grant everything":         {nil, with(func(c *domain.CreateKey) { c.Scopes = domain.Scopes{"*"} }), nil, domain.CodeForbidden, "scopes"},
 		"a key is revoked":                        {[]domain.Event{created()}, domain.RevokeKey{Now: noon, Organization: "org_a"}, []domain.Event{revoked}, "", ""},
@@ -68,6 +76,9 @@ func TestKeyDecisions(t *testing.T) {
 		"expired hides a missing scope":           {[]domain.Event{expiring}, domain.UseKey{Now: noon.Add(time.Hour), Required: domain.Scopes{"write"}}, use(domain.OutcomeExpired, noon.Add(time.Hour)), "", ""},
 		"a missing scope hides the limit":         {[]domain.Event{created()}, domain.UseKey{Now: noon, Required: domain.Scopes{"write"}, OverLimit: true}, use(domain.OutcomeInsufficientScope, noon), "", ""},
 		"a key over its limit is refused":         {[]domain.Event{created()}, domain.UseKey{Now: noon, OverLimit: true}, use(domain.OutcomeRateLimited, noon), "", ""},
+		"a key over its quota is refused":         {[]domain.Event{quoted}, domain.UseKey{Now: noon, OverQuota: true}, use(domain.OutcomeQuotaExceeded, noon), "", ""},
+		"a quota hides the limit":                 {[]domain.Event{quoted}, domain.UseKey{Now: noon, OverQuota: true, OverLimit: true}, use(domain.OutcomeQuotaExceeded, noon), "", ""},
+		"a missing scope hides the quota":         {[]domain.Event{quoted}, domain.UseKey{Now: noon, OverQuota: true, Required: domain.Scopes{"write"}}, use(domain.OutcomeInsufficientScope, noon), "", ""},
 		"an unknown key is not used":              {nil, domain.UseKey{Now: noon}, nil, domain.CodeNotFound, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -194,6 +205,27 @@ func TestEveryDecisionCanBeFolded(t *testing.T) {
 				}
 			}
 			revoked = revoked || key.Revoked
+		}
+	})
+}
+
+// Periods follow on one another without a gap, begin at full hours, and hold the moments in them.
+func TestPeriodsOfAQuotaMeet(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		at := time.UnixMicro(rapid.Int64Range(0, 4e15).Draw(t, "at")).In(time.FixedZone("somewhere", rapid.IntRange(-12, 14).Draw(t, "zone")*3600))
+		for _, refill := range []domain.Refill{domain.RefillDay, domain.RefillMonth} {
+			start := refill.Start(at)
+			next := refill.Next(start)
+			if start.After(at) || !next.After(at) || !refill.Start(start).Equal(start) || !refill.Start(next).Equal(next) || !refill.Start(next.Add(-1)).Equal(start) {
+				t.Fatalf("%v is in the %s from %v to %v", at, refill, start, next)
+			}
+			if start.Location() != time.UTC || !start.Equal(start.Truncate(time.Hour)) || start.Hour() != 0 || refill == domain.RefillMonth && start.Day() != 1 {
+				t.Fatalf("a %s begins at %v", refill, start)
+			}
+		}
+		if never := domain.RefillNone; !never.Start(at).IsZero() || !never.Next(never.Start(at)).IsZero() {
+			t.Fatal("what is never refilled has a period")
 		}
 	})
 }

@@ -33,6 +33,7 @@ func populate(t *testing.T, log *logtest.Log) []domain.Key {
 	for i := range 12 {
 		key := log.Create("org_a", "a key")
 		keys = append(keys, key)
+		log.CreateQuota("org_a", "a key with a quota", domain.Quota{Limit: domain.MostQuota, Refill: domain.RefillMonth})
 		if i%3 == 0 {
 			log.Revoke(key)
 			log.AddMember("org_a", "usr_9")

@@ -43,6 +43,7 @@ func TestAListShowsWhatTheStreamsSay(t *testing.T) {
 	log.Create("org_b", "of others")
 	log.AddMember("org_a", "usr_2")
 	log.Create("org_a", "second, \"quoted\" {and} back\\slashed 'é' $1 NULL")
+	log.CreateQuota("org_a", "third", domain.Quota{Limit: 7, Refill: domain.RefillNone})
 	log.Revoke(first)
 
 	views, err := list.List(t.Context(), domain.KeyQuery{Organization: "org_a"})
@@ -50,8 +51,8 @@ func TestAListShowsWhatTheStreamsSay(t *testing.T) {
 	if diff := cmp.Diff(log.Keys("org_a"), keysOf(views)); diff != "" {
 		t.Errorf("the list is not the fold of the streams (-streams +list):\n%s", diff)
 	}
-	if len(views) != 2 || !views[1].Revoked {
-		t.Errorf("want two keys, the older one revoked, not %+v", views)
+	if len(views) != 3 || !views[2].Revoked {
+		t.Errorf("want three keys, the oldest one revoked, not %+v", views)
 	}
 }
 
