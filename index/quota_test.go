@@ -284,3 +284,49 @@ func TestAVerifierLeavesQuotasToOthers(t *testing.T) {
 		t.Error("a verifier that keeps no quotas waits for them")
 	}
 }
+
+// The last use of a quota is where two may meet: so there are many last uses.
+func TestEveryQuotaIsSpentToTheUse(t *testing.T) {
+	t.Parallel()
+	const keys, limit, workers, each = 2_000, 3, 8, 2
+	x := empty(Options{})
+	for n := range keys {
+		created := domain.KeyCreated{
+			Key: idOf(n), Digest: secretOf(n), Organization: "org_1", Scopes: domain.Scopes{"read"}, RateLimit: uint32(n%2) * 1000,
+			Quota: domain.Quota{Limit: limit, Refill: domain.RefillNone},
+		}
+		if err := x.Apply([]Event{{Position: domain.Position(n + 1), Version: 1, Event: created}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var accepted [keys]atomic.Uint64
+	var group sync.WaitGroup
+	for range workers {
+		group.Go(func() {
+			for n := range keys {
+				for range each {
+					v, err := x.Verify(domain.Verification{Digest: secretOf(n), Now: time.Now()})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if v.Outcome == domain.OutcomeValid {
+						accepted[n].Add(1)
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+	recorded := map[domain.KeyID]uint64{}
+	for _, u := range allUses(t, x, time.Now()) {
+		if u.Outcome == domain.OutcomeValid {
+			recorded[u.Key] += u.Count
+		}
+	}
+	for n := range keys {
+		if a, r := accepted[n].Load(), recorded[idOf(n)]; a != limit || r != limit {
+			t.Fatalf("key %d: %d uses of %d were accepted, and %d are recorded", n, a, limit, r)
+		}
+	}
+}
