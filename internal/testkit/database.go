@@ -135,11 +135,16 @@ func (t *template) stop(ctx context.Context) error {
 	return t.server.Stop(ctx)
 }
 
+// withDatabase names a database of the server, for clients that are patient: many who connect
+// at once to a busy machine, where passwords are hashed under the race detector, take seconds.
 func withDatabase(address, name string) string {
 	u, err := url.Parse(address)
 	if err != nil {
 		panic(err) // our own URL
 	}
 	u.Path = "/" + name
+	query := u.Query()
+	query.Set("connect_timeout", "60")
+	u.RawQuery = query.Encode()
 	return u.String()
 }
