@@ -91,7 +91,7 @@ func Rebuild(ctx context.Context, o RebuildOptions) (report Report, err error) {
 	}
 	// What stands beside the live tables is nobody's before the swap. That waits for the disk, since it drops
 	// tables, and so for all that it rests on.
-	if _, err := conn.Exec(ctx, `SET synchronous_commit = off; SET default_statistics_target = 10`); err != nil {
+	if _, err := conn.Exec(ctx, `SET synchronous_commit = off`); err != nil {
 		return report, eventstore.Wrap(err, "begin the rebuild")
 	}
 	if err := r.prepare(ctx); err != nil {

@@ -22,7 +22,7 @@ SELECT 2, format('ALTER TABLE %I ADD CONSTRAINT %I %s', $2::text, replace(k.conn
 }
 
 // finish makes the indexes, and tells the planner about the new table before
-// anybody reads it: how large it is, and little of what is in it.
+// anybody reads it.
 func finish(ctx context.Context, conn *pgx.Conn, table string) error {
 	return run(ctx, conn, `
 SELECT 1, format('CREATE %s INDEX %I ON %I %s', CASE WHEN i.indisunique THEN 'UNIQUE' END, replace(c.relname, $1::text, $2::text), $2::text,
