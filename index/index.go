@@ -155,7 +155,7 @@ func (x *Index) VerifyAt(v *domain.Verification, verdict *domain.Verdict) (where
 	verdict.ExpiresAt = moment(f.expires)
 	verdict.Version = t.version
 
-	// The order is domain.Key.Judge's, and the limit comes last: a refusal costs none.
+	// The order is domain.Key.Judge's, and quota and limit come last: a refusal costs none of either.
 	switch {
 	case t.flags&flagRevoked != 0:
 		verdict.Outcome = domain.OutcomeRevoked
