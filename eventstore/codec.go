@@ -60,6 +60,7 @@ func encode(event domain.Event) (data []byte, p personal, err error) {
 		o.text("keyId", e.Key.String()).text("organizationId", string(e.Organization)).number("position", uint64(e.Position))
 		o.texts("confirmed", uuids(e.Confirmed)).texts("expired", uuids(e.Expired)).number("waitedMs", uint64(max(e.Waited, 0)/time.Millisecond)).timeOrNull("at", e.At)
 	case domain.KeyUsed:
+		o.b = make([]byte, 0, 256+sizeOfUse*len(e.Uses)) // not once more each time that it is full
 		o.text("organizationId", string(e.Organization)).text("boot", e.Boot.UUID()).number("flush", e.Flush).timeOrNull("at", e.At)
 		o.column("keys", e.Uses, func(b []byte, u domain.Use) []byte { return append(append(append(b, '"'), u.Key.String()...), '"') })
 		o.column("outcomes", e.Uses, func(b []byte, u domain.Use) []byte { return append(append(append(b, '"'), u.Outcome.String()...), '"') })
@@ -403,7 +404,10 @@ type object struct {
 
 func (o *object) name(name string) {
 	if o.b == nil {
-		o.b = append(make([]byte, 0, 384), '{')
+		o.b = make([]byte, 0, 384)
+	}
+	if len(o.b) == 0 {
+		o.b = append(o.b, '{')
 	} else {
 		o.b = append(o.b, ',')
 	}
@@ -466,6 +470,9 @@ func (o *object) timeOrNull(name string, t time.Time) *object {
 	o.b = append(microseconds(t).AppendFormat(append(o.b, '"'), timeLayout), '"')
 	return o
 }
+
+// sizeOfUse is about what a use takes in all columns.
+const sizeOfUse = 96
 
 func (o *object) column(name string, uses []domain.Use, value func([]byte, domain.Use) []byte) {
 	o.name(name)

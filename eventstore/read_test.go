@@ -273,3 +273,35 @@ func TestALongStreamIsFoldedOnceAndFast(t *testing.T) {
 		t.Errorf("%d members, %v", len(o.Members), err)
 	}
 }
+
+func TestAFollowerOfUsesIsGivenWhatSeveralFlushesLeftInMemoryAtOnce(t *testing.T) {
+	t.Parallel()
+	n := open(t, testkit.Database(t).URL)
+	key, _ := n.mustCreate(t)
+	const flushes, each = 3, 70 // more than one query reads
+	flush := eventstore.UsageFlush{Boot: domain.ID(newKeyID(t))}
+	for range flushes {
+		flush.Flush++
+		flush.Events = nil
+		for range each {
+			flush.Events = append(flush.Events, domain.KeyUsed{
+				Organization: acme, Boot: flush.Boot, Flush: flush.Flush, At: now(),
+				Uses: []domain.Use{{Key: key.ID, Outcome: domain.OutcomeValid, Count: 1, First: now(), Last: now(), DecidedAt: 1}},
+			})
+		}
+		receipt, err := n.AppendUsage(t.Context(), flush)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flush.Expected = receipt.Version
+	}
+	for events, err := range n.Follow(t.Context(), domain.Usage, 0) {
+		if err != nil || len(events) != flushes*each {
+			t.Fatalf("%d events at once, %v", len(events), err)
+		}
+		if eventstore.Cut(domain.Usage, len(events)) {
+			t.Error("all there are, and it is said that there are more")
+		}
+		break
+	}
+}

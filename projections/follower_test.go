@@ -3,6 +3,7 @@ package projections_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"iter"
 	"log/slog"
@@ -112,7 +113,7 @@ func TestAPausedDriverBlocksNobody(t *testing.T) {
 
 			// The message that holds the statement's arguments, in whichever protocol.
 			effect := func(message []byte) bool {
-				return bytes.Contains(message, []byte(domain.ID(key).UUID())) || bytes.Contains(message, key[:])
+				return bytes.Contains(message, hex.AppendEncode(nil, key[:])) || bytes.Contains(message, key[:])
 			}
 			pool, pause := logtest.PausePool(t, log.DB.URL, effect, cut)
 			paused := make(chan error, 1)

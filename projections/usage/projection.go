@@ -6,10 +6,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"keyledger/domain"
@@ -54,23 +55,23 @@ func (p *Projection) Checkpoint(ctx context.Context) (projections.Checkpoint, er
 	return projections.ReadCheckpoint(ctx, p.db, p.Name())
 }
 
-// keyCount is what a batch adds to a key's row.
-type keyCount struct {
-	accepted, refused     uint64
-	lastUsed, lastRefused time.Time
+// counted is what a batch adds to a row of the second table, and the newest use of it.
+type counted struct {
+	key     domain.KeyID
+	hour    int64 // its beginning, in Unix seconds
+	outcome domain.Outcome
+	count   uint64
+	last    time.Time
 }
 
-// hour names a row of the second table.
-type hour struct {
-	key     domain.KeyID
-	start   time.Time
-	outcome domain.Outcome
-}
+// batches are used again: a batch may have some hundred thousand uses.
+var batches = sync.Pool{New: func() any { return new([]counted) }}
 
 // Apply adds up what events say, and adds each sum to its row once.
 func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint, events []eventstore.Event) (bool, error) {
-	keys := map[domain.KeyID]keyCount{}
-	hours := map[hour]uint64{}
+	batch := batches.Get().(*[]counted) //nolint:forcetypeassert // ours
+	defer batches.Put(batch)
+	uses := (*batch)[:0]
 	change := projections.NewChange(from.Position)
 	for _, e := range events {
 		change.Through(e.Position - 1)
@@ -78,44 +79,50 @@ func (p *Projection) Apply(ctx context.Context, from, to projections.Checkpoint,
 		if !ok {
 			return false, projections.Broken(e.Recorded, fmt.Errorf("%s does not belong to the lane", e.Type))
 		}
-		for _, use := range used.Uses {
-			count := keys[use.Key]
-			if use.Outcome.Accepted() {
-				count.accepted += use.Count
-				count.lastUsed = later(count.lastUsed, use.Last)
-			} else {
-				count.refused += use.Count
-				count.lastRefused = later(count.lastRefused, use.Last)
-			}
-			keys[use.Key] = count
-			at := hour{use.Key, use.Last.UTC().Truncate(time.Hour), use.Outcome}
-			hours[at] += use.Count
-			change.Sum.Plus(at.hash(), use.Count)
+		for i := range used.Uses {
+			use := &used.Uses[i]
+			uses = append(uses, counted{use.Key, use.Last.UTC().Truncate(time.Hour).Unix(), use.Outcome, use.Count, use.Last})
+			change.Sum.Plus(uses[len(uses)-1].hash(), use.Count)
 		}
 	}
-	return p.write(ctx, from, to, keys, hours, change)
+	*batch = uses
+	return p.write(ctx, from, to, sum(uses), change)
 }
 
-func (h hour) compare(other hour) int {
-	if c := bytes.Compare(h.key[:], other.key[:]); c != 0 {
-		return c
+// sum sorts uses by the keys of both tables, so that neighbours are found on the same page, and adds up
+// those of the same row.
+func sum(uses []counted) []counted {
+	slices.SortFunc(uses, func(a, b counted) int {
+		if c := bytes.Compare(a.key[:], b.key[:]); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(a.hour, b.hour); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.outcome, b.outcome)
+	})
+	rows := uses[:0]
+	for _, use := range uses {
+		if n := len(rows); n > 0 && rows[n-1].key == use.key && rows[n-1].hour == use.hour && rows[n-1].outcome == use.outcome {
+			rows[n-1].count += use.count
+			rows[n-1].last = later(rows[n-1].last, use.last)
+			continue
+		}
+		rows = append(rows, use)
 	}
-	if c := h.start.Compare(other.start); c != 0 {
-		return c
-	}
-	return cmp.Compare(h.outcome, other.outcome)
+	return rows
 }
 
 // hash is what one use of a row counts in the projection's state. The fold adds to rows without
 // reading them, so the state is the sum of the rows' hashes, each as often as the
 // row counts. It covers usage_hours; usage_keys are sums of that, and its times are
 // compared as rows.
-func (h hour) hash() [sha256.Size]byte {
+func (c *counted) hash() [sha256.Size]byte {
 	var buffer [64]byte
 	b := append(buffer[:0], "keyledger usage 1"...)
-	b = append(b, h.key[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(h.start.Unix()))
-	return sha256.Sum256(append(b, byte(h.outcome)))
+	b = append(b, c.key[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.hour))
+	return sha256.Sum256(append(b, byte(c.outcome)))
 }
 
 func later(a, b time.Time) time.Time {
@@ -125,28 +132,39 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// write moves the checkpoint and adds the sums. Rows are found by their primary
-// keys alone.
-func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, keys map[domain.KeyID]keyCount, hours map[hour]uint64, change projections.Change) (bool, error) {
-	if len(keys) == 0 {
+// write moves the checkpoint and adds the sums, which are in the order of both tables' keys. Rows are found by their
+// primary keys alone.
+func (p *Projection) write(ctx context.Context, from, to projections.Checkpoint, rows []counted, change projections.Change) (bool, error) {
+	if len(rows) == 0 {
 		return projections.Move(ctx, p.db, p, from, to, change, "")
 	}
 	var k struct{ ids, accepted, refused, lastUsed, lastRefused column }
-	// In their order, so that neighbours are found on the same page.
-	for _, id := range slices.SortedFunc(maps.Keys(keys), func(a, b domain.KeyID) int { return bytes.Compare(a[:], b[:]) }) {
-		count := keys[id]
-		k.ids.id(id)
-		k.accepted.number(int64(count.accepted))
-		k.refused.number(int64(count.refused))
-		k.lastUsed.moment(count.lastUsed)
-		k.lastRefused.moment(count.lastRefused)
-	}
 	var h struct{ ids, starts, outcomes, counts column }
-	for _, at := range slices.SortedFunc(maps.Keys(hours), hour.compare) {
-		h.ids.id(at.key)
-		h.starts.number(at.start.Unix() / 3600)
-		h.outcomes.number(int64(at.outcome))
-		h.counts.number(int64(hours[at]))
+	k.ids, h.ids = make(column, 0, 33*len(rows)+1), make(column, 0, 33*len(rows)+1) // 32 digits and what separates them
+	for len(rows) > 0 {
+		key := rows[0].key
+		var accepted, refused uint64
+		var lastUsed, lastRefused time.Time
+		for len(rows) > 0 && rows[0].key == key {
+			row := &rows[0]
+			if row.outcome.Accepted() {
+				accepted += row.count
+				lastUsed = later(lastUsed, row.last)
+			} else {
+				refused += row.count
+				lastRefused = later(lastRefused, row.last)
+			}
+			h.ids.id(key)
+			h.starts.number(row.hour / 3600)
+			h.outcomes.number(int64(row.outcome))
+			h.counts.number(int64(row.count))
+			rows = rows[1:]
+		}
+		k.ids.id(key)
+		k.accepted.number(int64(accepted))
+		k.refused.number(int64(refused))
+		k.lastUsed.moment(lastUsed)
+		k.lastRefused.moment(lastRefused)
 	}
 	return projections.Move(ctx, p.db, p, from, to, change, `, counted AS (
 INSERT INTO `+keysTable+p.suffix+` AS k (key_id, accepted, refused, last_used_at, last_refused_at)
@@ -187,7 +205,7 @@ func (c *column) number(n int64) {
 
 func (c *column) id(id domain.KeyID) {
 	c.next()
-	*c = append(*c, id.UUID()...)
+	*c = hex.AppendEncode(*c, id[:])
 }
 
 // moment is microseconds since 1970, which Postgres reads faster than times, or NULL.

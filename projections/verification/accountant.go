@@ -346,8 +346,18 @@ func (a *Accountant) cut() {
 			}
 			a.flush.Events = append(a.flush.Events, domain.KeyUsed{Organization: u.Organization, Boot: a.flush.Boot, Flush: a.flush.Flush, At: now})
 			event = &a.flush.Events[len(a.flush.Events)-1]
+			event.Uses = make([]domain.Use, 0, a.together(min(mostUses, mostFlushUses-n)))
 		}
 		event.Uses = append(event.Uses, u.Use())
 		a.sent++
 	}
+}
+
+// together counts the uses of one organization that are to be sent next.
+func (a *Accountant) together(most int) int {
+	n := 1
+	for n < min(most, len(a.uses)-a.sent) && a.uses[a.sent+n].Organization == a.uses[a.sent].Organization {
+		n++
+	}
+	return n
 }
