@@ -50,9 +50,13 @@ func (v *visits) body(connection, _ int) []byte {
 	return v.about(v.order[at%len(v.order)])
 }
 
-// warmUp is so much longer than the window between two flushes of uses that the
-// measured second has its share of recording what was used before it.
-const warmUp = 1100 * time.Millisecond
+// A turn of verifications goes on for so long before anything is counted that uses have been written to the log and
+// added up in the tables by then, and then for at least so long that this happens some times more: what is measured has its
+// share of recording what was used before. Uses gather for up to two seconds for the tables.
+const (
+	warmUp    = 3 * time.Second
+	leastTurn = 6 * time.Second
+)
 
 // verifyTest is a server and what its verifications are compared with.
 type verifyTest struct {
@@ -145,7 +149,7 @@ func (t *verifyTest) ours(ctx context.Context, v *visits, timed bool) func() (sa
 		if err := t.drain(ctx, nil); err != nil {
 			return sample{}, err
 		}
-		s, err := l.run(ctx, t.duration)
+		s, err := l.run(ctx, max(t.duration, leastTurn))
 		if err != nil {
 			return s, err
 		}
