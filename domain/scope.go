@@ -61,7 +61,8 @@ func isScope(text string) bool {
 }
 
 // Imply says whether a holder of s may do what wanted allows. admin implies
-// read and write; x:* implies x:y; * implies everything but system:*.
+// read and write; x:* implies x:y; * implies everything but system:*. Who may hold all keys,
+// to verify them (system:verify), may also ask about them (verify).
 func (s Scopes) Imply(wanted Scope) bool {
 	resource, _, qualified := strings.Cut(string(wanted), ":")
 	for _, have := range s {
@@ -76,6 +77,8 @@ func (s Scopes) Imply(wanted Scope) bool {
 			if wanted == ScopeRead || wanted == ScopeWrite {
 				return true
 			}
+		case wanted == ScopeVerify && (have == ScopeSystemVerify || have == systemResource+":*"):
+			return true
 		case qualified && len(have) == len(resource)+2 && strings.HasSuffix(string(have), ":*") && strings.HasPrefix(string(have), resource):
 			return true
 		}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"keyledger/domain"
+	keyhttp "keyledger/http"
 )
 
 func TestAQuotaIsShownAndEnforced(t *testing.T) {
@@ -87,5 +88,20 @@ func TestABadQuotaIsNamed(t *testing.T) {
 		if c, ok := s.commandLog[len(s.commandLog)-1].(domain.CreateKey); a.status != 201 || !ok || c.Quota != want {
 			t.Errorf("%s: got %d %s, %+v", quota, a.status, a.body, c.Quota)
 		}
+	}
+}
+
+// An embedded verifier asks about keys with a quota, also where askers need a scope.
+func TestAVerifiersKeyMayAskAboutKeys(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(o *keyhttp.Options) { o.VerifyAuth = true })
+	key := fmt.Sprintf(`{"key":%q}`, s.key(acme, "read"))
+	verifier := s.keyWith(domain.CreateKey{Organization: domain.SystemOrganization, Scopes: domain.Scopes{domain.ScopeSystemVerify}}).Reveal()
+	if a := s.ask("POST", verifyPath, "X-API-Key: "+verifier, key); a.status != 200 || !strings.Contains(a.body, `"code":"VALID"`) {
+		t.Errorf("got %d %s", a.status, a.body)
+	}
+	reader := s.keyWith(domain.CreateKey{Organization: domain.SystemOrganization, Scopes: domain.Scopes{domain.ScopeSystemAudit}}).Reveal()
+	if a := s.ask("POST", verifyPath, "X-API-Key: "+reader, key); a.status != 403 {
+		t.Errorf("got %d %s", a.status, a.body)
 	}
 }
