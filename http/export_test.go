@@ -61,6 +61,9 @@ func SetTimeouts(s *Server, request, idle time.Duration) {
 	s.connections.request, s.connections.idle = request, idle
 }
 
+// SetLastUse replaces how long an answer waits for a key's uses.
+func SetLastUse(s *Server, within time.Duration) { s.lastUseWithin = within }
+
 // SetStreams makes a server impatient with its streams.
 func SetStreams(s *Server, heartbeat, judgeAgain, stall time.Duration) {
 	s.streams.heartbeat, s.streams.judgeAgain, s.connections.stall = heartbeat, judgeAgain, stall

@@ -146,7 +146,7 @@ func (s *Server) lastUse(ctx context.Context, id domain.KeyID) (with func(domain
 	}()
 	return func(key domain.Key) *domain.KeyView {
 		var view domain.KeyView
-		timer := time.NewTimer(lastUseWithin)
+		timer := time.NewTimer(s.lastUseWithin)
 		defer timer.Stop()
 		select {
 		case view = <-found:

@@ -200,13 +200,8 @@ func TestBothDialectsOnTheRealLedger(t *testing.T) {
 	s.ask("DELETE", bunshipPath+"/"+id.String(), user, "Idempotency-Key: r").is(t, 200, `{"success":true,"message":"API key revoked successfully"}`).
 		has(t, "Idempotent-Replayed", "true")
 	s.ask("DELETE", bunshipPath+"/"+id.String(), user).is(t, 404, bunshipNotFound)
-	// Its last use is shown where it is found in time.
-	for shown := false; !shown; {
-		a := s.ask("DELETE", bullseyePath+"/"+id.UUID(), key)
-		if a.status != 200 || !strings.Contains(a.body, `"status":"revoked"`) || t.Context().Err() != nil {
-			t.Fatalf("got %d %s", a.status, a.body)
-		}
-		shown = !strings.Contains(a.body, `"lastUsedAt":null`)
+	if a := s.ask("DELETE", bullseyePath+"/"+id.UUID(), key); a.status != 200 || !strings.Contains(a.body, `"status":"revoked"`) || strings.Contains(a.body, `"lastUsedAt":null`) {
+		t.Errorf("got %d %s", a.status, a.body)
 	}
 	s.ask("GET", bullseyePath, "X-API-Key: "+made.PlainKey).is(t, 401, bullseyeUnauthorized)
 }

@@ -139,26 +139,27 @@ const (
 
 // Server serves the API. Make one with New.
 type Server struct {
-	options     Options
-	ledger      Ledger
-	verifier    Verifier
-	keys        KeyList
-	fence       Fence
-	later       *semaphore.Weighted // fences that go on behind their answer
-	usage       Usage
-	tokens      *tokens
-	cursors     cursors
-	throttle    *throttle
-	logger      *slog.Logger
-	clock       func() time.Time
-	meter       *meter
-	unmatched   *route      // stands for whatever no route matched
-	messages    *routeMeter // of what does not come over HTTP
-	tracer      trace.Tracer
-	requests    sync.Pool // of *request
-	fiber       *fiber.App
-	connections *connections
-	streams     *streams
+	options       Options
+	ledger        Ledger
+	verifier      Verifier
+	keys          KeyList
+	fence         Fence
+	later         *semaphore.Weighted // fences that go on behind their answer
+	usage         Usage
+	tokens        *tokens
+	cursors       cursors
+	throttle      *throttle
+	logger        *slog.Logger
+	clock         func() time.Time
+	meter         *meter
+	unmatched     *route      // stands for whatever no route matched
+	messages      *routeMeter // of what does not come over HTTP
+	tracer        trace.Tracer
+	requests      sync.Pool // of *request
+	fiber         *fiber.App
+	connections   *connections
+	lastUseWithin time.Duration
+	streams       *streams
 	// verifierStreams are apart: whoever reads events takes no verifier's place.
 	verifierStreams *streams
 	snapshots       *streams
@@ -214,6 +215,7 @@ func New(options Options) (*Server, error) {
 		s.tracer = options.TracerProvider.Tracer("keyledger/http")
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
+	s.lastUseWithin = lastUseWithin
 	s.streams = newStreams(s.base, mostStreams, mostStreamsOrganization)
 	s.verifierStreams = newStreams(s.base, mostVerifierStreams, mostVerifierStreams)
 	s.snapshots = newStreams(s.base, mostSnapshots, mostSnapshots)
