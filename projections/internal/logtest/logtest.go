@@ -217,8 +217,9 @@ func (l *Log) Keys(organization domain.OrganizationID) []domain.Key {
 func AwaitLock(t testing.TB, l *Log, table, mode string) {
 	t.Helper()
 	for held := false; !held; {
-		err := l.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND mode = $2 AND granted)`, table, mode).
-			Scan(&held)
+		// The databases of tests are clones, so a table has the same oid in all of them.
+		err := l.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+			WHERE d.datname = current_database() AND l.relation = $1::regclass AND l.mode = $2 AND l.granted)`, table, mode).Scan(&held)
 		Must(t, err)
 	}
 }
