@@ -227,18 +227,4 @@ func (c *contents) reserve(keys int) {
 	c.byID.reserve(keys)
 }
 
-// settle puts what verifications read, and what was loaded in one go, on huge pages.
-func (c *contents) settle() {
-	if c.count < hugeFrom {
-		return
-	}
-	c.entries.settle()
-	c.inUse.settle()
-	c.names.chunks.settle()
-	c.byDigest.settle()
-}
-
-// hugeFrom is from how many keys on it is worth it.
-const hugeFrom = 50_000
-
 func (c *contents) len() int { return int(c.count) - len(c.free) }

@@ -75,7 +75,6 @@ func (l *Loading) Add(k *Key) error {
 // up to target, where the log ended when the snapshot was taken. took is what Loaded says then.
 func (x *Index) Replace(l *Loading, target domain.Position, took time.Duration) {
 	c := l.contents
-	c.settle()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.loads++

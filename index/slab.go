@@ -26,19 +26,8 @@ func (s *slab[S]) grow(i uint32) error {
 	if i >= directorySize {
 		return errFull
 	}
-	segment := new(S)
-	preferHugePages(unsafe.Pointer(segment), unsafe.Sizeof(*segment))
-	s.segments[i].Store(segment)
+	s.segments[i].Store(new(S))
 	return nil
-}
-
-// settle is for when a slab was filled in one go: its memory is not only to come in huge pages, but
-// to consist of them.
-func (s *slab[S]) settle() {
-	for i := range s.made() {
-		segment := s.segment(uint32(i))
-		makeHugePages(unsafe.Pointer(segment), unsafe.Sizeof(*segment))
-	}
 }
 
 const (

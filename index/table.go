@@ -4,7 +4,6 @@ import (
 	"math"
 	"math/bits"
 	"sync/atomic"
-	"unsafe"
 )
 
 // table finds references by hash: open addressing with linear probing over cells
@@ -148,14 +147,6 @@ func (t *table) rebuild(at *atomic.Pointer[shard], size int, ref uint32) *shard 
 	}
 	at.Store(s)
 	return s
-}
-
-// settle puts shards that were filled in one go on huge pages.
-func (t *table) settle() {
-	for i := range t.shards {
-		cells := t.shards[i].Load().cells
-		makeHugePages(unsafe.Pointer(unsafe.SliceData(cells)), uintptr(len(cells))*unsafe.Sizeof(cells[0]))
-	}
 }
 
 func (t *table) bytes() uint64 {

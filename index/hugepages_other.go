@@ -1,9 +1,0 @@
-//go:build !linux
-
-package index
-
-import "unsafe"
-
-func preferHugePages(unsafe.Pointer, uintptr) {}
-
-func makeHugePages(unsafe.Pointer, uintptr) {}
