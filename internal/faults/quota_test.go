@@ -69,7 +69,7 @@ func TestServersHearWhatIsSpentOfAQuota(t *testing.T) {
 	server, second := servertest.Start(t, options), servertest.Start(t, options)
 	admin := server.Bootstrap(organization, "--rate-limit", "0")
 	first := client{t: t, base: server.URL(), key: admin}
-	used := createQuotaKey(t, first, `{"limit":5,"refill":"month"}`)
+	used := createQuotaKey(t, first, `{"limit":5,"refill":"none"}`)
 	for range 3 {
 		if _, _, answer := (client{t: t, base: server.URL(), key: used.secret}).verify(); !strings.Contains(answer, `"VALID"`) {
 			t.Fatal(answer)
