@@ -29,7 +29,7 @@ func TestAnExactUseThatWasAnsweredIsNeverLost(t *testing.T) {
 			server := servertest.Start(t, servertest.Options{Args: test.args})
 			reader := server.Bootstrap(organization)
 			used := server.BootstrapKey("--organization", organization, "--rate-limit", "0")
-			u := startUses(t, server.URL(), fmt.Sprintf(test.body, used.Key))
+			u := startUses(t, server.URL(), fmt.Sprintf(test.body, used.Key), false)
 			for range rounds(t) {
 				u.await(t, uint64(someCommands()))
 				server.Kill()
@@ -39,20 +39,12 @@ func TestAnExactUseThatWasAnsweredIsNeverLost(t *testing.T) {
 			}
 			u.await(t, uint64(someCommands()))
 			u.stop()
-			_, _, answer := client{t: t, base: server.URL(), key: reader}.do(http.MethodGet, "/api/v1/organizations/"+organization+"/keys/"+used.ID+"/usage", "")
-			var usage struct {
-				Total struct {
-					Accepted uint64 `json:"accepted"`
-				} `json:"total"`
-			}
-			if err := json.Unmarshal([]byte(answer), &usage); err != nil {
-				t.Fatalf("the usage is answered with %s: %v", answer, err)
-			}
+			n := acceptedUses(t, client{t: t, base: server.URL(), key: reader}, used.ID)
 			answered, asked := u.answered.Load(), u.asked.Load()
-			if n := usage.Total.Accepted; n < answered || n > asked {
+			if n < answered || n > asked {
 				t.Errorf("%d uses were asked for, %d answered, and %d are recorded", asked, answered, n)
 			}
-			t.Logf("%d uses were asked for, %d answered, and %d are recorded", asked, answered, usage.Total.Accepted)
+			t.Logf("%d uses were asked for, %d answered, and %d are recorded", asked, answered, n)
 		})
 	}
 }
@@ -61,37 +53,47 @@ func TestAnExactUseThatWasAnsweredIsNeverLost(t *testing.T) {
 type uses struct {
 	base            atomic.Pointer[string]
 	asked, answered atomic.Uint64
+	exceeded        atomic.Uint64 // answers that the key's quota is used up
 	done            sync.WaitGroup
 	cancel          context.CancelFunc
 }
 
-func startUses(t *testing.T, base, body string) *uses {
+// startUses starts them. Only a key with a quota may be answered with anything but yes.
+func startUses(t *testing.T, base, body string, quota bool) *uses {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	u := &uses{cancel: cancel}
 	u.base.Store(&base)
 	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: workers}}
+	rest := func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(pace):
+		}
+	}
 	for range workers {
 		u.done.Go(func() {
 			for ctx.Err() == nil {
 				u.asked.Add(1)
 				response, err := c.Post(*u.base.Load()+"/api/v1/keys/verify", "application/json", strings.NewReader(body))
 				if err != nil {
-					select {
-					case <-ctx.Done():
-					case <-time.After(pace):
-					}
+					rest()
 					continue
 				}
 				text, err := io.ReadAll(response.Body)
 				_ = response.Body.Close()
+				var verdict struct{ Code string }
+				_ = json.Unmarshal(text, &verdict)
 				switch {
 				case err != nil, response.StatusCode == http.StatusServiceUnavailable:
-				case response.StatusCode != http.StatusOK || !strings.Contains(string(text), `"VALID"`):
+				case response.StatusCode == http.StatusOK && verdict.Code == "VALID":
+					u.answered.Add(1)
+				case quota && verdict.Code == "QUOTA_EXCEEDED":
+					u.exceeded.Add(1)
+					rest()
+				default:
 					t.Errorf("a good key is answered with %d: %s", response.StatusCode, text)
 					return
-				default:
-					u.answered.Add(1)
 				}
 			}
 		})
@@ -100,11 +102,11 @@ func startUses(t *testing.T, base, body string) *uses {
 	return u
 }
 
-// await returns after n more answers.
+// await returns after n more answers, or at the end of the key's quota.
 func (u *uses) await(t *testing.T, n uint64) {
 	t.Helper()
 	n += u.answered.Load()
-	await(t, "an answer", func() bool { return u.answered.Load() >= n })
+	await(t, "an answer", func() bool { return u.answered.Load() >= n || u.exceeded.Load() > 0 })
 }
 
 func (u *uses) stop() {

@@ -1,17 +1,11 @@
 package faults_test
 
 import (
-	"context"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"keyledger/eventstore"
 	"keyledger/internal/postgres"
@@ -28,7 +22,7 @@ func TestAQuotaIsSpentToTheUseWhateverEndsTheServer(t *testing.T) {
 	server := servertest.Start(t, servertest.Options{Args: exact})
 	admin := server.Bootstrap(organization, "--rate-limit", "0")
 	used := createQuotaKey(t, client{t: t, base: server.URL(), key: admin}, fmt.Sprintf(`{"limit":%d,"refill":"none"}`, limit))
-	s := startSpending(t, server.URL(), used.secret)
+	s := startUses(t, server.URL(), fmt.Sprintf(`{"key":%q}`, used.secret), true)
 	for round := range rounds(t) {
 		s.await(t, uint64(someCommands()))
 		if round%2 == 0 {
@@ -50,10 +44,10 @@ func TestAQuotaIsSpentToTheUseWhateverEndsTheServer(t *testing.T) {
 	s.stop()
 
 	recorded := acceptedUses(t, client{t: t, base: server.URL(), key: admin}, used.id)
-	if accepted := s.accepted.Load(); recorded != limit || accepted > limit {
+	if accepted := s.answered.Load(); recorded != limit || accepted > limit {
 		t.Errorf("of a quota of %d uses %d were accepted, and %d are recorded", limit, accepted, recorded)
 	}
-	t.Logf("of a quota of %d uses %d were answered, and %d are recorded; %d were refused", limit, s.accepted.Load(), recorded, s.exceeded.Load())
+	t.Logf("of a quota of %d uses %d were answered, and %d are recorded; %d were refused", limit, s.answered.Load(), recorded, s.exceeded.Load())
 }
 
 // A day's quota that was used up at one node is used up at the other one as soon as that has heard.
@@ -121,72 +115,4 @@ func acceptedUses(t *testing.T, reader client, id string) uint64 {
 	}
 	mustUnmarshal(t, answer, &usage)
 	return usage.Total.Accepted
-}
-
-// spending verifies a key with a quota from several workers at once.
-type spending struct {
-	base               atomic.Pointer[string]
-	accepted, exceeded atomic.Uint64
-	done               sync.WaitGroup
-	cancel             context.CancelFunc
-}
-
-func startSpending(t *testing.T, base, key string) *spending {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	s := &spending{cancel: cancel}
-	s.base.Store(&base)
-	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: workers}}
-	for range workers {
-		s.done.Go(func() {
-			for ctx.Err() == nil {
-				status, code, err := spendOne(c, *s.base.Load(), key)
-				switch {
-				case err != nil, code == "QUOTA_EXCEEDED":
-					if err == nil {
-						s.exceeded.Add(1)
-					}
-					select {
-					case <-ctx.Done():
-					case <-time.After(pace):
-					}
-				case status == http.StatusServiceUnavailable:
-				case code == "VALID":
-					s.accepted.Add(1)
-				default:
-					t.Errorf("a key with a quota is answered with %d %s", status, code)
-					return
-				}
-			}
-		})
-	}
-	t.Cleanup(s.stop)
-	return s
-}
-
-func spendOne(c *http.Client, base, key string) (status int, code string, err error) {
-	response, err := c.Post(base+"/api/v1/keys/verify", "application/json", strings.NewReader(fmt.Sprintf(`{"key":%q}`, key)))
-	if err != nil {
-		return 0, "", err
-	}
-	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return 0, "", err
-	}
-	var verdict struct{ Code string }
-	_ = json.Unmarshal(text, &verdict)
-	return response.StatusCode, verdict.Code, nil
-}
-
-// await returns after n more uses, or at the end of the quota.
-func (s *spending) await(t *testing.T, n uint64) {
-	t.Helper()
-	n += s.accepted.Load()
-	await(t, "a use", func() bool { return s.accepted.Load() >= n || s.exceeded.Load() > 0 })
-}
-
-func (s *spending) stop() {
-	s.cancel()
-	s.done.Wait()
 }
