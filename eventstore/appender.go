@@ -86,8 +86,9 @@ type appender struct {
 	stopped chan struct{}    // closed when run has returned: nobody answers any more
 	waiting []*appendRequest // put off by the last batch
 
-	conn *pgxpool.Conn // its own between batches, or nil
-	used time.Time     // when it was last
+	keeps bool          // a connection between batches
+	conn  *pgxpool.Conn // that one, or nil
+	used  time.Time     // when it was last
 
 	awaySince  time.Time     // when the database was last heard of, if it does not answer; else zero
 	lastCommit time.Duration // how long the last batch took
@@ -98,6 +99,7 @@ func newAppender(lane domain.Lane, store *Store) *appender {
 	return &appender{
 		lane: lane, store: store, logger: store.options.Logger.With("lane", string(lane)),
 		queue: make(chan *appendRequest, mostQueued), stopped: make(chan struct{}),
+		keeps: store.pool.Config().MaxConns >= leastForOwn,
 	}
 }
 
@@ -390,7 +392,7 @@ func (a *appender) call(ctx context.Context, batch []*appendRequest) (*batchResu
 		a.giveBack()
 		return nil, err
 	}
-	if a.used = time.Now(); a.store.pool.Config().MaxConns < leastForOwn {
+	if a.used = time.Now(); !a.keeps {
 		a.giveBack()
 	}
 	result.at = result.at.UTC()
@@ -407,7 +409,7 @@ const (
 	freshFor = time.Second
 )
 
-// connection gives the appender's connection. It keeps it: a commit that everybody waits for then waits for nobody
+// connection gives the appender's connection. Where there are enough it keeps it: a commit that everybody waits for then waits for nobody
 // who reads, nor for a connection that is made or has to learn the statement.
 func (a *appender) connection(ctx context.Context) (*pgxpool.Conn, error) {
 	if a.conn != nil && time.Since(a.used) > freshFor && a.conn.Ping(ctx) != nil {
